@@ -1,0 +1,7 @@
+"""Real-world image denoising as a first-class citizen of Hugging Face diffusers."""
+
+from .scheduling_interpolation import InterpolationScheduler
+from .unet_local import LocalUNet2DModel
+
+
+__all__ = ["InterpolationScheduler", "LocalUNet2DModel"]

@@ -1,0 +1,255 @@
+"""The general denoising diffusion: a straight line from clean picture to noisy photograph, and the ways back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class InterpolationSchedulerOutput(BaseOutput):
+    """
+    Output of [`InterpolationScheduler.step`].
+
+    Args:
+        prev_sample (`torch.Tensor` of the shape of `sample`):
+            x_s, the picture one step closer to the clean one; the next `sample`.
+        pred_original_sample (`torch.Tensor` of the shape of `sample`):
+            x0_hat, the clean picture as the network guesses it from x_t.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class InterpolationScheduler(SchedulerMixin, ConfigMixin):
+    """
+    Walks along x_t = (1 - alpha) x_0 + alpha x_T, alpha = t/T, from the noisy photograph x_T to the clean picture x_0.
+
+    The process is the general denoising diffusion of [Real-World Denoising via Diffusion
+    Model](https://arxiv.org/abs/2305.04457), re-implemented from its description: x_T is the observed photograph, so
+    nothing is drawn at random. A network guesses x_0 from x_t, and a rule takes x_t to x_s, s < t:
+
+    | `step_rule` | x_s | ends on |
+    | --- | --- | --- |
+    | `"origin"` | (1 - alpha_s) x0_hat + alpha_s x_T | the last guess |
+    | `"improved"` | x_t + (alpha_t - alpha_s) (x0_hat - x_T) | the step-weighted mean of all guesses |
+
+    Both agree for one step, and for a network that is always right. Errors of single guesses average out under
+    `"improved"`, where `"origin"` feeds each one back to the network. When x_T is not passed to [`~.step`], it is
+    taken from the line through x_t and x0_hat, and both rules become an Euler step of
+    [`~diffusers.FlowMatchEulerDiscreteScheduler`]; what sets them apart is the observed x_T.
+
+    Args:
+        num_train_timesteps (`int`, defaults to 1000):
+            T, the time at which the noisy photograph stands. Time t is a float in [0, T].
+        step_rule (`"improved"` or `"origin"`, defaults to `"improved"`):
+            How x_s follows from x_t, see the table.
+        prediction_type (`"sample"` or `"flow_prediction"`, defaults to `"sample"`):
+            What the network returns: x0_hat itself, or the noise v = x_T - x_0, so that x0_hat = x_t - alpha v.
+        clip_sample (`bool`, defaults to `True`):
+            Clip x0_hat to [-1, 1], the range of pictures, in every step.
+
+    Example:
+        ```py
+        >>> import torch
+        >>> from gdd_diffusers import InterpolationScheduler
+
+        >>> scheduler = InterpolationScheduler(step_rule="origin")
+        >>> clean, noisy = torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps
+        tensor([1000.,  750.,  500.,  250.])
+        >>> sample = noisy
+        >>> for t in scheduler.timesteps:
+        ...     sample = scheduler.step(clean, t, sample, noisy).prev_sample  # a network that is always right
+        >>> sample.abs().max()
+        tensor(0.)
+
+        ```
+    """
+
+    _compatibles = []
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        step_rule: Literal["improved", "origin"] = "improved",
+        prediction_type: Literal["sample", "flow_prediction"] = "sample",
+        clip_sample: bool = True,
+    ):
+        if step_rule not in ("improved", "origin"):
+            raise ValueError(f"`step_rule` must be 'improved' or 'origin', not {step_rule!r}.")
+        if prediction_type not in ("sample", "flow_prediction"):
+            raise ValueError(f"`prediction_type` must be 'sample' or 'flow_prediction', not {prediction_type!r}.")
+
+        # x_T is a picture in [-1, 1] already, there is no noise to be scaled
+        self.init_noise_sigma = 1.0
+
+        # setable values
+        self.num_inference_steps = None
+        self._set_nodes(torch.arange(num_train_timesteps, -1, -1, dtype=torch.float32))
+
+    @property
+    def step_index(self) -> int | None:
+        """Number of the next step, from 0 to `num_inference_steps`; `None` before the first call of [`~.step`]."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Number of the step that the walk begins with, as given to [`~.set_begin_index`]."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0):
+        """Says that the walk begins with this step. [`~.step`] finds its place from the timestep all the same."""
+        self._begin_index = begin_index
+        self._step_index = begin_index
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
+        """Returns `sample` as it is; for interchangeability with schedulers that scale."""
+        return sample
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[float] | torch.Tensor | None = None,
+        strength: float = 1.0,
+    ):
+        """
+        Sets the times to walk through: T, T (1 - 1/N), ..., T/N, then 0.
+
+        Args:
+            num_inference_steps (`int`, *optional*):
+                N, from 1 to T.
+            device (`str` or `torch.device`, *optional*):
+                Where `timesteps` is kept.
+            timesteps (`list[float]` or `torch.Tensor`, *optional*):
+                Times of one's own instead of N: strictly descending, in (0, T]. The last step always goes to 0.
+            strength (`float`, defaults to 1.0):
+                Stop the walk at alpha = 1 - `strength`: 0 takes no step at all, 1 walks to the end.
+
+        Raises:
+            `ValueError`: Unless exactly one of `num_inference_steps` and `timesteps` is given and all are in range.
+        """
+        T = self.config.num_train_timesteps
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("Pass exactly one of `num_inference_steps` and `timesteps`.")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"`strength` must be in [0, 1], not {strength}.")
+        if timesteps is not None:
+            times = torch.as_tensor(timesteps, dtype=torch.float64).cpu().flatten()
+            if len(times) == 0 or not (0 < times.min() and times.max() <= T):
+                raise ValueError(f"`timesteps` must be times in (0, {T}], not {times.tolist()}.")
+            if (times.diff() >= 0).any():
+                raise ValueError(f"`timesteps` must be strictly descending, not {times.tolist()}.")
+        else:
+            if not 1 <= num_inference_steps <= T:
+                raise ValueError(f"`num_inference_steps` must be from 1 to {T}, not {num_inference_steps}.")
+            times = T * (1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps)
+
+        end = T * (1 - strength)
+        nodes = torch.cat([times[times > end], torch.tensor([end], dtype=torch.float64)])
+        self._set_nodes(nodes.to(device, torch.float32))
+        self.num_inference_steps = len(self.timesteps)
+
+    def _set_nodes(self, nodes: torch.Tensor):
+        self._nodes = nodes  # [N + 1], descending, the last one is where the walk ends
+        self.timesteps = nodes[:-1]
+        self._step_index = None
+        self._begin_index = None
+
+    def _alpha(self, timestep: float | torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        alpha = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
+        return alpha.reshape(-1, *[1] * (sample.ndim - 1))
+
+    def get_pred_original_sample(
+        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Undoes `prediction_type`: returns x0_hat, not clipped, in float32 and differentiable.
+
+        Args:
+            model_output (`torch.Tensor` of shape `[B, C, H, W]`): S_theta(x_t, t).
+            timestep (`float` or `torch.Tensor` of shape `[]` or `[B]`): t in [0, T].
+            sample (`torch.Tensor` of shape `[B, C, H, W]`): x_t.
+        """
+        if self.config.prediction_type == "sample":
+            return model_output.float()
+        return sample.float() - self._alpha(timestep, sample) * model_output.float()
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        noisy_sample: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> InterpolationSchedulerOutput | tuple:
+        """
+        Goes from x_t to x_s, s being the next lower time that was set. Computes in float32.
+
+        Where the walk stands follows from `timestep` alone, so one step can be made in pieces, tile by tile.
+
+        Args:
+            model_output (`torch.Tensor` of shape `[B, C, H, W]`): S_theta(x_t, t), the network's output.
+            timestep (`float` or `torch.Tensor` of shape `[]`): t in (0, T].
+            sample (`torch.Tensor` of shape `[B, C, H, W]`): x_t, in [-1, 1].
+            noisy_sample (`torch.Tensor` of shape `[B, C, H, W]`, *optional*):
+                x_T, the observed photograph. Without it, the point where the line from x0_hat through x_t ends.
+            generator (`torch.Generator`, *optional*): Accepted for interchangeability, nothing is drawn.
+            return_dict (`bool`, defaults to `True`): Whether to return a dataclass or a tuple of the same fields.
+
+        Raises:
+            `ValueError`: When `timestep` is not a time in (0, T] above the walk's end.
+        """
+        T = self.config.num_train_timesteps
+        lower = (self._nodes < timestep).nonzero()
+        if len(lower) == 0 or not timestep <= T:
+            raise ValueError(
+                f"`timestep` must be one of `timesteps`, above {self._nodes[-1]:g}, not {float(timestep):g}."
+            )
+        self._step_index = int(lower[0])
+
+        x_t = sample.float()
+        alpha_t = self._alpha(timestep, x_t)
+        alpha_s = self._alpha(self._nodes[self._step_index], x_t)
+        x0_hat = self.get_pred_original_sample(model_output, timestep, x_t)
+        if self.config.clip_sample:
+            x0_hat = x0_hat.clamp(-1, 1)
+        x_T = x0_hat + (x_t - x0_hat) / alpha_t if noisy_sample is None else noisy_sample.float()
+
+        if self.config.step_rule == "origin":
+            x_s = (1 - alpha_s) * x0_hat + alpha_s * x_T
+        else:
+            # = x_t - [(1 - alpha_t) x0_hat + alpha_t x_T] + [(1 - alpha_s) x0_hat + alpha_s x_T]
+            x_s = x_t + (alpha_t - alpha_s) * (x0_hat - x_T)
+
+        # x_t keeps its own precision, whatever that of the network
+        prev_sample, pred_original_sample = x_s.to(sample.dtype), x0_hat.to(sample.dtype)
+        if not return_dict:
+            return (prev_sample, pred_original_sample)
+        return InterpolationSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: float | torch.Tensor
+    ) -> torch.Tensor:
+        """
+        The forward process, x_t = (1 - alpha) x_0 + alpha x_T.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `[B, C, H, W]`): x_0, the clean pictures.
+            noise (`torch.Tensor` of shape `[B, C, H, W]`): x_T, the whole noisy photographs (not the noise alone).
+            timesteps (`float` or `torch.Tensor` of shape `[]` or `[B]`): t in [0, T].
+        """
+        alpha = self._alpha(timesteps, original_samples).to(original_samples.dtype)
+        return (1 - alpha) * original_samples + alpha * noise
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps

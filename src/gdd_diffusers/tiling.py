@@ -1,0 +1,130 @@
+"""Cut a picture into overlapping tiles, change each, and put them together again in the place of the picture."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def plan_tiles(size: int, tile_size: int, overlap: int, multiple: int = 1) -> tuple[int, list[int]]:
+    """
+    Places tiles along one side of a picture.
+
+    Tiles are as few as `tile_size` allows and then as small as they can be, so that little is computed twice.
+
+    Args:
+        size (`int`): Length of the side in pixels, a multiple of `multiple`.
+        tile_size (`int`): Largest length of a tile.
+        overlap (`int`): Pixels that two neighbours share at the least, at most half of `tile_size`.
+        multiple (`int`, defaults to 1): Tiles begin at, and are as long as, multiples of this.
+
+    Returns:
+        `tuple[int, list[int]]`: Length of every tile, and where each begins.
+
+    Example:
+        ```py
+        >>> from gdd_diffusers.tiling import plan_tiles
+
+        >>> plan_tiles(1000, tile_size=512, overlap=64, multiple=8)
+        (376, [0, 312, 624])
+
+        ```
+    """
+    tile_size = tile_size // multiple * multiple
+    overlap = -(-overlap // multiple) * multiple
+    if size <= tile_size:
+        return size, [0]
+    count = -(-(size - overlap) // (tile_size - overlap))
+    tile = -(-(size - overlap) // (count * multiple)) * multiple + overlap
+    return tile, [min(i * (tile - overlap), size - tile) for i in range(count)]
+
+
+def tile_weights(size: int, tile: int, starts: list[int], overlap: int, smooth: bool) -> torch.Tensor:
+    """
+    Shares of the tiles in each pixel along one side; over all tiles they add up to 1.
+
+    Args:
+        size, tile, starts: The side's length and the plan of [`plan_tiles`].
+        overlap (`int`): Width of the blend.
+        smooth (`bool`): `False` gives each pixel to the tile in which it lies deepest, so that borders of tiles are
+            discarded. `True` blends neighbours by a raised cosine.
+
+    Returns:
+        `torch.Tensor` of shape `[number of tiles, tile]`.
+    """
+    position = torch.arange(size)
+    start = torch.tensor(starts)[:, None]
+    before, after = position - start, start + tile - 1 - position
+    # the picture's own borders are not borders of a tile
+    before = torch.where(start == 0, before + size, before)
+    after = torch.where(start + tile == size, after + size, after)
+    depth = torch.minimum(before, after)  # [tiles, size], negative outside of a tile
+    inside = (position >= start) & (position < start + tile)
+    if smooth:
+        ramp = ((depth + 0.5) / max(overlap, 1)).clamp(0, 1)
+        weights = torch.where(inside, 0.5 - 0.5 * torch.cos(torch.pi * ramp), 0.0)
+        weights = weights / weights.sum(0)
+    else:
+        deepest = depth.masked_fill(~inside, -size).argmax(0)
+        weights = (torch.arange(len(starts))[:, None] == deepest).float()
+    return torch.stack([row[begin : begin + tile] for row, begin in zip(weights, starts, strict=True)])
+
+
+def count_tiles(height: int, width: int, tile_size: int, overlap: int, multiple: int = 1) -> int:
+    """Number of tiles that [`apply_tiled_`] makes of a picture."""
+    rows, columns = (plan_tiles(size, tile_size, overlap, multiple)[1] for size in (height, width))
+    return len(rows) * len(columns)
+
+
+def apply_tiled_(
+    function: Callable[[torch.Tensor, list[tuple[slice, ...]]], torch.Tensor],
+    picture: torch.Tensor,
+    tile_size: int,
+    overlap: int,
+    multiple: int = 1,
+    smooth: bool = False,
+    max_batch_pixels: int = 2**20,
+) -> torch.Tensor:
+    """
+    Replaces `picture` by `function` of it, tile by tile, in place.
+
+    Beside the picture there is never more than one row of tiles in memory: a row of pixels is overwritten once no tile
+    needs it any more.
+
+    Args:
+        function: Called with a batch of tiles `[N, C, h, w]` and the list of the N places in `picture` that they were
+            cut from, each an index that gives a `[1, C, h, w]` view of anything of the picture's size. Returns the
+            changed tiles in the same shape.
+        picture (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
+        tile_size, overlap, multiple: See [`plan_tiles`].
+        smooth (`bool`, defaults to `False`): See [`tile_weights`].
+        max_batch_pixels (`int`, defaults to 1048576): Tiles are batched up to this many pixels.
+
+    Returns:
+        `torch.Tensor`: `picture`.
+    """
+    batch, _, height, width = picture.shape
+    tile_height, tops = plan_tiles(height, tile_size, overlap, multiple)
+    tile_width, lefts = plan_tiles(width, tile_size, overlap, multiple)
+    row_weights = tile_weights(height, tile_height, tops, overlap, smooth)
+    column_weights = tile_weights(width, tile_width, lefts, overlap, smooth)
+    batch_size = max(1, max_batch_pixels // (tile_height * tile_width))
+
+    carried = picture[:, :, :0]  # what the rows of tiles above gave to the pixels of this row
+    for row, top in enumerate(tops):
+        places = [
+            (slice(b, b + 1), slice(None), slice(top, top + tile_height), slice(left, left + tile_width))
+            for b in range(batch)
+            for left in lefts
+        ]
+        weights = row_weights[row][:, None] * column_weights[:, None, :]  # [columns, h, w]
+        band = torch.zeros_like(picture[:, :, top : top + tile_height])
+        band[:, :, : carried.shape[2]] = carried
+        for i in range(0, len(places), batch_size):
+            chosen = places[i : i + batch_size]
+            tiles = function(torch.cat([picture[place] for place in chosen]), chosen)
+            for j, (tile, (b, _, _, columns)) in enumerate(zip(tiles, chosen, strict=True), start=i):
+                band[b, :, :, columns] += weights[j % len(lefts)] * tile
+        done = (tops[row + 1] if row + 1 < len(tops) else height) - top
+        picture[:, :, top : top + done] = band[:, :, :done]
+        carried = band[:, :, done:]
+    return picture

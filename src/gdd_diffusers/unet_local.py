@@ -1,0 +1,139 @@
+"""A UNet2DModel whose every output pixel depends on a known neighbourhood only, so that it can be tiled exactly."""
+
+import functools
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that computes in float32 whatever comes in.
+
+    bfloat16 has steps of 1/128 around 1: a picture written by a bfloat16 convolution is visibly posterised.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return self._conv_forward(input.float(), self.weight.float(), bias)
+
+
+class LocalUNet2DModel(UNet2DModel):
+    """
+    A [`~diffusers.UNet2DModel`] without normalisation, of the same configuration and the same parameter names.
+
+    GroupNorm takes its mean and variance over the whole input, which makes each picture size, and each tile, a
+    slightly different network, and tiles show. Without it a pixel depends on its receptive field alone, see
+    [`~.receptive_field`]. What GroupNorm does for training is done by the start: every residual branch ends in
+    a convolution of zeros, so the network begins as a sum of identities.
+
+    The last convolution computes and returns float32 in a network of any dtype, since its output is the picture.
+
+    Args:
+        **kwargs: As for [`~diffusers.UNet2DModel`], with blocks of convolutions only: `down_block_types` and
+            `up_block_types` made of `"DownBlock2D"` and `"UpBlock2D"`, `add_attention=False`, the default sampling
+            layers. `norm_num_groups` must divide the block widths, although there is no norm.
+
+    Raises:
+        `ValueError`: When the configuration asks for anything that looks beyond a neighbourhood.
+
+    Example:
+        ```py
+        >>> import torch
+        >>> from gdd_diffusers import LocalUNet2DModel
+
+        >>> unet = LocalUNet2DModel(
+        ...     block_out_channels=(8, 16),
+        ...     down_block_types=("DownBlock2D",) * 2,
+        ...     up_block_types=("UpBlock2D",) * 2,
+        ...     layers_per_block=1,
+        ...     norm_num_groups=8,
+        ...     add_attention=False,
+        ... )
+        >>> unet(torch.zeros(1, 3, 32, 48), torch.tensor(1000.0)).sample.shape
+        torch.Size([1, 3, 32, 48])
+        >>> unet.receptive_field
+        31
+
+        ```
+    """
+
+    # from_pretrained(..., dtype=torch.bfloat16) then leaves the weights that write the picture unrounded
+    _keep_in_fp32_modules = ["conv_out"]
+
+    # wraps: the configuration is that of UNet2DModel, and diffusers reads its names from this signature
+    @functools.wraps(UNet2DModel.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config = self.config
+        if not (
+            set(config.down_block_types) == {"DownBlock2D"}
+            and set(config.up_block_types) == {"UpBlock2D"}
+            and not (config.mid_block_type and config.add_attention)
+            and config.downsample_type == config.upsample_type == "conv"
+            and config.downsample_padding == 1
+        ):
+            raise ValueError(
+                "LocalUNet2DModel is made of convolutions only: use `DownBlock2D` and `UpBlock2D`, "
+                "`add_attention=False`, and the default `downsample_type`, `upsample_type` and `downsample_padding`."
+            )
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.GroupNorm):
+                self.set_submodule(name, nn.Identity())
+            elif isinstance(module, ResnetBlock2D):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+        conv_out = Float32Conv2d(self.conv_out.in_channels, self.conv_out.out_channels, 3, padding=1)
+        conv_out.load_state_dict(self.conv_out.state_dict())
+        self.conv_out = conv_out
+
+    @property
+    def spatial_multiple(self) -> int:
+        """Sides of the input must be multiples of this."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @functools.cached_property
+    def receptive_field(self) -> int:
+        """
+        How many pixels an output pixel sees to each side at the most, in pixels of the network's own input.
+
+        Computed along one axis: `first` and `last` hold, for each pixel of a layer, the ends of the interval of input
+        pixels that it depends on, and go through the network as the picture does.
+        """
+
+        def convolve(interval, stride=1):
+            first, last = (np.pad(ends, 1, mode="edge") for ends in interval)
+            return first[:-2:stride], last[2::stride]
+
+        def resnet(interval):
+            return convolve(convolve(interval))
+
+        num_levels, num_layers = len(self.config.block_out_channels), self.config.layers_per_block
+        size = 64 * (num_layers + 1) * self.spatial_multiple  # wide enough for the middle to be far from the borders
+        positions = np.arange(size)
+
+        interval = convolve((positions, positions))
+        skips = [interval]
+        for level in range(num_levels):
+            for _ in range(num_layers):
+                interval = resnet(interval)
+                skips.append(interval)
+            if level < num_levels - 1:
+                interval = convolve(interval, stride=2)
+                skips.append(interval)
+        if self.mid_block is not None:
+            for _ in self.mid_block.resnets:
+                interval = resnet(interval)
+        for level in range(num_levels):
+            for _ in range(num_layers + 1):
+                skip = skips.pop()
+                interval = resnet((np.minimum(interval[0], skip[0]), np.maximum(interval[1], skip[1])))
+            if level < num_levels - 1:
+                interval = convolve([np.repeat(ends, 2) for ends in interval])
+        first, last = convolve(interval)
+
+        middle = slice(size // 2, size // 2 + self.spatial_multiple)  # every position relative to the sampling grid
+        return int(max((positions - first)[middle].max(), (last - positions)[middle].max()))
