@@ -98,7 +98,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*): A folder or a repo id.
-            **kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]: `revision`, `variant`, `dtype`, `token`...
+            **kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]: `revision`, `variant`, `dtype`...
         """
         if pretrained_model_name_or_path is None:
             pretrained_model_name_or_path = Path(__file__).parent / "pretrained" / "gdd-small"
@@ -123,7 +123,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Reads `model_index.json` and points this package's classes to this package, wherever they were saved from."""
+        """Reads `model_index.json`, and finds the package's own classes in the package wherever they were saved from."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         index["_class_name"] = cls.__name__

@@ -225,11 +225,13 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
             x0_hat = x0_hat.clamp(-1, 1)
         x_T = x0_hat + (x_t - x0_hat) / alpha_t if noisy_sample is None else noisy_sample.float()
 
+        degraded_s = (1 - alpha_s) * x0_hat + alpha_s * x_T
         if self.config.step_rule == "origin":
-            x_s = (1 - alpha_s) * x0_hat + alpha_s * x_T
+            x_s = degraded_s
         else:
-            # = x_t - [(1 - alpha_t) x0_hat + alpha_t x_T] + [(1 - alpha_s) x0_hat + alpha_s x_T]
-            x_s = x_t + (alpha_t - alpha_s) * (x0_hat - x_T)
+            # x_t + (alpha_t - alpha_s) (x0_hat - x_T) term by term, so that rounding cancels rather than adds up
+            degraded_t = (1 - alpha_t) * x0_hat + alpha_t * x_T
+            x_s = x_t - degraded_t + degraded_s
 
         # x_t keeps its own precision, whatever that of the network
         prev_sample, pred_original_sample = x_s.to(sample.dtype), x0_hat.to(sample.dtype)

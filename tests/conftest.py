@@ -1,0 +1,48 @@
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_unet(cls=LocalUNet2DModel, pixel_unshuffle=1, channels=3, levels=2):
+    """A real network, small, with every weight drawn at random so that nothing is zero by construction."""
+    unet = cls(
+        in_channels=channels * pixel_unshuffle**2,
+        out_channels=channels * pixel_unshuffle**2,
+        block_out_channels=(8, 16, 16)[:levels],
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        add_attention=False,
+    )
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return unet.eval()
+
+
+def make_pipeline(cls=LocalUNet2DModel, pixel_unshuffle=2, channels=3, scheduler=None, **config):
+    unet = make_unet(cls, pixel_unshuffle, channels)
+    pipe = RealDenoisePipeline(unet, scheduler or InterpolationScheduler(), pixel_unshuffle=pixel_unshuffle, **config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """A small pipeline with tiles of 64 px that overlap by 16; tests that change it make their own."""
+    torch.manual_seed(0)
+    return make_pipeline(tile_size=64, tile_overlap=16)
+
+
+@pytest.fixture(scope="session")
+def plain_pipe():
+    """The same with diffusers' own UNet2DModel and its GroupNorm."""
+    torch.manual_seed(0)
+    return make_pipeline(UNet2DModel, tile_size=64, tile_overlap=16)
