@@ -123,7 +123,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Reads `model_index.json`, and finds the package's own classes in the package wherever they were saved from."""
+        """Reads `model_index.json`; classes of this package are taken from it, wherever they were saved from."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         index["_class_name"] = cls.__name__
@@ -222,22 +222,21 @@ class RealDenoisePipeline(DiffusionPipeline):
                 array = np.asarray(image.convert(PIL_CONVERSIONS.get(image.mode, "RGBA" if transparent else "RGB")))
             image = array
 
+        if not isinstance(image, np.ndarray | torch.Tensor):
+            raise ValueError(f"`image` must be PIL, numpy or torch pictures, or a list of these, not {type(image)}.")
+        if image.ndim not in (2, 3, 4):
+            raise ValueError(f"A picture has 2 to 4 dimensions, not {image.ndim}: shape {tuple(image.shape)}.")
         if isinstance(image, np.ndarray):
-            array = image[..., None] if image.ndim == 2 else image
-            if array.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
-                raise ValueError(f"A numpy picture must be uint8, uint16 or float in [0, 1], not {array.dtype}.")
+            dtype = image.dtype.newbyteorder("=")
+            if dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
+                raise ValueError(f"A numpy picture must be uint8, uint16 or float in [0, 1], not {dtype}.")
             # a copy where it must be one: read-only, backwards or big-endian memory is nothing that torch can share
-            array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
-            pictures = torch.from_numpy(array).movedim(-1, -3)
-        elif isinstance(image, torch.Tensor):
+            array = torch.from_numpy(np.require(image, dtype, ["C", "W"]))
+            pictures = array[None] if image.ndim == 2 else array.movedim(-1, -3)
+        else:
             pictures = image[None] if image.ndim == 2 else image
             if not pictures.is_floating_point() and pictures.dtype not in (torch.uint8, torch.uint16):
                 raise ValueError(f"A torch picture must be float in [0, 1], uint8 or uint16, not {pictures.dtype}.")
-        else:
-            raise ValueError(f"`image` must be PIL, numpy or torch pictures, or a list of these, not {type(image)}.")
-
-        if pictures.ndim not in (3, 4):
-            raise ValueError(f"A picture has 2 to 4 dimensions, not {pictures.ndim}: shape {tuple(image.shape)}.")
         if pictures.numel() == 0:
             raise ValueError(f"`image` has no pixels: shape {tuple(image.shape)}.")
         if not 1 <= pictures.shape[-3] <= 4:

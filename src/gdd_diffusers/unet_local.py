@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import ModelMixin, UNet2DModel  # noqa: F401 - diffusers looks ModelMixin up in the module of a model
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 

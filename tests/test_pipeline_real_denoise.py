@@ -1,0 +1,528 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline, make_unet
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.callbacks import PipelineCallback
+from PIL import Image
+from torch.testing import assert_close
+
+from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
+
+
+def random_picture(mode, size=(40, 24)):
+    channels = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels).convert(mode)
+
+
+# Every kind of picture in, the same kind out
+
+
+@pytest.mark.parametrize(
+    "mode, expected",
+    [
+        ("1", "L"),
+        ("L", "L"),
+        ("LA", "LA"),
+        ("La", "LA"),
+        ("I", "I;16"),
+        ("I;16", "I;16"),
+        ("I;16B", "I;16"),
+        ("F", "L"),
+        ("P", "RGB"),
+        ("PA", "RGBA"),
+        ("RGB", "RGB"),
+        ("RGBX", "RGB"),
+        ("RGBA", "RGBA"),
+        ("RGBa", "RGBA"),
+        ("CMYK", "RGB"),
+        ("YCbCr", "RGB"),
+        ("LAB", "RGB"),
+        ("HSV", "RGB"),
+    ],
+)
+def test_every_pil_mode(pipe, mode, expected):
+    result = pipe(Image.new(mode, (13, 7))).images[0]
+    assert result.mode == expected and result.size == (13, 7)
+
+
+def test_palette_with_transparency_keeps_it(pipe):
+    image = random_picture("RGB").quantize(16)
+    image.info["transparency"] = 3
+    result = pipe(image).images[0]
+    assert result.mode == "RGBA"
+    assert np.array_equal(np.asarray(result)[..., 3], np.asarray(image.convert("RGBA"))[..., 3])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_left_alone(pipe, mode):
+    image = random_picture(mode)
+    result = pipe(image).images[0]
+    assert np.array_equal(np.asarray(result)[..., -1], np.asarray(image)[..., -1])
+    assert not np.array_equal(np.asarray(result)[..., 0], np.asarray(image)[..., 0])
+
+
+def test_profile_and_exif_stay_with_a_pil_picture(pipe):
+    image = random_picture("RGB")
+    image.info |= {"icc_profile": b"profile", "exif": b"exif"}
+    result = pipe(image).images[0]
+    assert result.info["icc_profile"] == b"profile" and result.info["exif"] == b"exif"
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (24, 40, 1), (24, 40, 2), (24, 40, 3), (24, 40, 4), (2, 24, 40, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+def test_numpy_in_numpy_out(pipe, shape, dtype):
+    picture = np.random.default_rng(0).random(shape)
+    picture = (
+        (picture * np.iinfo(dtype).max).astype(dtype) if np.issubdtype(dtype, np.integer) else picture.astype(dtype)
+    )
+    (count, height, width, channels) = (1, *shape, 1)[:4] if len(shape) == 2 else (1, *shape)[-4:]
+    result = pipe(picture, output_type="np").images
+    assert result.shape == (count, height, width, channels) and result.dtype == np.float32
+    assert 0 <= result.min() and result.max() <= 1
+    as_float = picture / np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else picture.astype(np.float32)
+    assert_close(pipe(as_float, output_type="np").images, result, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (1, 24, 40), (3, 24, 40), (4, 24, 40), (2, 3, 24, 40)])
+def test_torch_in_torch_out(pipe, shape):
+    picture = torch.rand(shape)
+    result = pipe(picture, output_type="pt").images
+    count, channels = (shape[0] if len(shape) == 4 else 1), (shape[-3] if len(shape) > 2 else 1)
+    assert result.shape == (count, channels, 24, 40)
+    as_numpy = picture.movedim(-3, -1).numpy() if picture.ndim > 2 else picture.numpy()
+    assert_close(torch.from_numpy(pipe(as_numpy, output_type="np").images).movedim(-1, -3), result)
+
+
+def test_views_of_all_kinds_are_read_right(pipe):
+    pixels = np.random.default_rng(0).integers(0, 65536, (24, 40, 3), dtype=np.uint16)
+    expected = pipe(pixels[::-1].copy(), output_type="np").images
+    read_only = pixels[::-1].copy()
+    read_only.flags.writeable = False
+    for view in (pixels[::-1], read_only, pixels[::-1].astype(">u2"), np.asfortranarray(pixels[::-1])):
+        assert np.array_equal(pipe(view, output_type="np").images, expected)
+
+
+def test_sixteen_bits_are_not_reduced_to_eight(pipe):
+    pixels = np.random.default_rng(0).integers(0, 65536, (24, 40), dtype=np.uint16)
+    result = pipe(pixels, strength=0.01, output_type="np").images
+    assert len(np.unique(np.rint(result * 65535))) > 500
+    image = pipe(Image.fromarray(pixels)).images[0]
+    assert image.mode == "I;16" and len(np.unique(np.asarray(image))) > 500
+
+
+def test_list_of_mixed_kinds_and_sizes_keeps_count_and_order(pipe):
+    images = [
+        random_picture("RGB"),
+        random_picture("L"),
+        random_picture("RGBA", (9, 70)),
+        random_picture("RGB", (1, 1)),
+    ]
+    results = pipe(images).images
+    assert [(r.mode, r.size) for r in results] == [(i.mode, i.size) for i in images]
+    for image, result in zip(images, results, strict=True):
+        assert np.array_equal(np.asarray(pipe(image).images[0]), np.asarray(result))
+    arrays = pipe(images, output_type="np").images
+    assert [a.shape for a in arrays] == [(24, 40, 3), (24, 40, 1), (70, 9, 4), (1, 1, 3)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (7, 9), (63, 65), (64, 64), (200, 3), (129, 130)])
+@pytest.mark.parametrize("kind", ["pipe", "plain_pipe"])
+def test_any_size(request, kind, size):
+    pipe = request.getfixturevalue(kind)
+    result = pipe(random_picture("RGB", size)).images[0]
+    assert result.size == size
+
+
+def test_batch_equals_singles(pipe):
+    batch = torch.rand(3, 3, 40, 72)
+    together = pipe(batch, num_inference_steps=2, output_type="pt").images
+    singles = [pipe(picture, num_inference_steps=2, output_type="pt").images[0] for picture in batch]
+    assert_close(together, torch.stack(singles), atol=1e-6, rtol=0)
+
+
+def test_two_runs_give_equal_bits(pipe):
+    picture = torch.rand(1, 3, 100, 130)
+    assert torch.equal(*(pipe(picture, num_inference_steps=2, output_type="pt").images for _ in range(2)))
+
+
+def test_input_is_not_changed(pipe):
+    picture = torch.rand(1, 3, 64, 32)
+    copy = picture.clone()
+    pipe(picture, num_inference_steps=2, output_type="pt")
+    pipe(picture, strength=0, output_type="pil")
+    assert torch.equal(picture, copy)
+
+
+def test_grey_network_denoises_grey_and_refuses_colour():
+    pipe = make_pipeline(channels=1)
+    assert pipe(random_picture("L")).images[0].mode == "L"
+    with pytest.raises(ValueError, match="grey pictures only"):
+        pipe(random_picture("RGB"))
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        ([], "empty list"),
+        ("picture.png", "must be PIL, numpy or torch"),
+        (np.zeros((4, 4, 5), np.uint8), "1 to 4 channels"),
+        (np.zeros((4, 4, 3), np.int32), "uint8, uint16 or float"),
+        (np.zeros((4, 4, 3), bool), "uint8, uint16 or float"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((1, 1, 4, 4, 3), np.uint8), "2 to 4 dimensions"),
+        (np.zeros(4, np.float32), "dimensions"),
+        (np.full((4, 4, 3), np.nan), "NaN or infinite"),
+        (np.full((4, 4, 3), np.inf), "NaN or infinite"),
+        (np.full((4, 4, 3), 200.0), r"in \[0, 1\]"),
+        (np.full((4, 4, 3), -0.5), r"in \[0, 1\]"),
+        (torch.zeros(5, 4, 4), "1 to 4 channels"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "float in"),
+        (torch.full((3, 4, 4), float("nan")), "NaN or infinite"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "0 to 65535"),
+    ],
+)
+def test_what_is_no_picture_is_named(pipe, image, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(image)
+
+
+def test_values_out_of_range_by_rounding_are_clamped(pipe):
+    result = pipe(torch.full((3, 8, 8), 1.0005), output_type="pt").images
+    assert_close(result, pipe(torch.ones(3, 8, 8), output_type="pt").images)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_inference_steps": 0}, "from 1 to 1000"),
+        ({"num_inference_steps": 1001}, "from 1 to 1000"),
+        ({"num_inference_steps": 2.5}, "whole number"),
+        ({"strength": -0.1}, "strength"),
+        ({"strength": 1.1}, "strength"),
+        ({"strength": float("nan")}, "strength"),
+        ({"output_type": "jpg"}, "output_type"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "noise"),
+    ],
+)
+def test_arguments_out_of_range_are_named(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(random_picture("RGB"), **arguments)
+
+
+# The walk
+
+
+@pytest.mark.parametrize("rule", ["origin", "improved"])
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_strength_zero_is_the_input_to_the_bit(rule, kind):
+    pipe = make_pipeline(scheduler=InterpolationScheduler(step_rule=rule))
+    picture = torch.rand(1, 3, 40, 24)
+    image = {"pil": random_picture("RGB"), "np": picture.movedim(1, -1).numpy(), "pt": picture}[kind]
+    result = pipe(image, num_inference_steps=4, strength=0, output_type=kind).images
+    assert np.array_equal(np.asarray(result[0]), np.asarray(image if kind == "pil" else image[0]))
+
+
+@pytest.mark.parametrize("rule", ["origin", "improved"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_distance_from_the_input_grows_with_strength(rule, steps):
+    pipe = make_pipeline(scheduler=InterpolationScheduler(step_rule=rule))
+    for seed in range(5):
+        picture = torch.rand(1, 3, 32, 48, generator=torch.manual_seed(seed))
+        distances = [
+            (pipe(picture, num_inference_steps=steps, strength=s, output_type="pt").images - picture).norm()
+            for s in (0, 0.25, 0.5, 0.75, 1)
+        ]
+        assert distances[0] == 0 and (torch.tensor(distances).diff() > 0).all()
+
+
+def test_the_loop_by_hand_gives_the_same(pipe):
+    image = torch.rand(1, 3, 32, 48)
+    noisy = sample = image * 2 - 1
+    scheduler = InterpolationScheduler()
+    scheduler.set_timesteps(3)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            output = pipe.unet(torch.nn.functional.pixel_unshuffle(sample, 2), t).sample
+        sample = scheduler.step(torch.nn.functional.pixel_shuffle(output, 2), t, sample, noisy).prev_sample
+    result = pipe(image, num_inference_steps=3, output_type="pt").images
+    assert_close(result, (sample / 2 + 0.5).clamp(0, 1), atol=1e-6, rtol=0)
+
+
+def test_default_number_of_steps_is_the_models():
+    pipe = make_pipeline(default_num_inference_steps=4)
+    pipe(random_picture("L"))
+    assert pipe.num_timesteps == 4
+
+
+def test_latent_output_is_the_end_of_the_walk(pipe):
+    picture = torch.rand(2, 3, 37, 43)
+    latents = pipe(picture, output_type="latent").images
+    assert latents.shape == (2, 3, 37, 43)
+    assert_close((latents / 2 + 0.5).clamp(0, 1), pipe(picture, output_type="pt").images)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cls", [LocalUNet2DModel, UNet2DModel])
+def test_half_precision_network_over_float32_latents(dtype, cls):
+    pipe = make_pipeline(cls)
+    picture = torch.rand(1, 3, 32, 32)
+    expected = pipe(picture, output_type="latent").images
+    result = pipe.to(dtype)(picture, output_type="latent").images
+    assert pipe.unet.dtype == dtype and result.dtype == torch.float32
+    assert_close(result, expected, atol=0.1, rtol=0)
+
+
+def test_nan_from_the_network_is_an_error():
+    pipe = make_pipeline()
+    pipe.unet.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="returned NaN"):
+        pipe(random_picture("RGB"))
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_tiled_equals_whole_with_the_receptive_field_as_margin(steps):
+    pipe = make_pipeline()
+    margin = steps * (pipe.receptive_field + 1)
+    picture = torch.rand(1, 3, 5 * margin + 3, 4 * margin + 2)
+    pipe.disable_tiling()
+    whole = pipe(picture, num_inference_steps=steps, output_type="pt").images
+    pipe.enable_tiling(4 * margin, 2 * margin)
+    tiled = pipe(picture, num_inference_steps=steps, output_type="pt").images
+    assert_close(tiled, whole, atol=2e-6, rtol=0)
+
+
+def test_tiles_without_margin_do_differ():
+    pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    picture = torch.rand(1, 3, 128, 128)
+    tiled = pipe(picture, output_type="pt").images
+    pipe.disable_tiling()
+    assert (tiled - pipe(picture, output_type="pt").images).abs().max() > 1e-4
+
+
+def test_tiles_of_a_plain_unet_are_blended_without_steps(plain_pipe):
+    picture = torch.full((1, 3, 256, 256), 0.4)
+    picture[..., 100:] = 0.6
+    result = plain_pipe(picture, output_type="pt").images
+    assert plain_pipe.receptive_field is None
+    plain_pipe.enable_tiling(64, 0)
+    hard = plain_pipe(picture, output_type="pt").images
+    plain_pipe.enable_tiling(64, 16)
+    columns = lambda x: x.diff(dim=-1)[..., 120:250].abs().max()  # noqa: E731
+    assert columns(result) < columns(hard)
+
+
+@pytest.mark.parametrize("tile_size, tile_overlap", [(3, 0), (64, 33), (0, 0), (64, -8)])
+def test_tiles_too_small_are_refused(tile_size, tile_overlap):
+    with pytest.raises(ValueError, match="tile_size"):
+        make_pipeline().enable_tiling(tile_size, tile_overlap)
+
+
+def test_network_of_the_wrong_width_is_refused():
+    with pytest.raises(ValueError, match="12 for colour"):
+        RealDenoisePipeline(make_unet(), InterpolationScheduler(), pixel_unshuffle=2)
+
+
+# Progress, callbacks, threads
+
+
+def test_progress_runs_over_tiles_and_steps(pipe, capsys):
+    pipe.set_progress_bar_config()
+    pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
+    shown = capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    assert "6/6" in shown
+    pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
+    assert capsys.readouterr().err == ""
+
+
+def test_callback_sees_every_step_and_can_change_the_latents(pipe):
+    seen = []
+
+    def callback(pipeline, i, t, callback_kwargs):
+        seen.append((i, float(t), callback_kwargs["latents"].shape))
+        if i == pipeline.num_timesteps - 1:
+            callback_kwargs["latents"] = torch.zeros_like(callback_kwargs["latents"])
+        return callback_kwargs
+
+    picture = torch.rand(1, 3, 30, 30)
+    result = pipe(picture, num_inference_steps=4, output_type="latent", callback_on_step_end=callback).images
+    assert [entry[:2] for entry in seen] == [(0, 1000), (1, 750), (2, 500), (3, 250)]
+    assert seen[0][2] == (1, 3, 32, 32)
+    assert torch.equal(result, torch.zeros(1, 3, 30, 30))
+
+
+def test_callback_gets_only_what_it_asked_for(pipe):
+    def callback(pipeline, i, t, callback_kwargs):
+        assert callback_kwargs == {}
+        return callback_kwargs
+
+    pipe(random_picture("L"), callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[])
+
+
+def test_callback_object(pipe):
+    class Halve(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            callback_kwargs["latents"] = callback_kwargs["latents"] / 2
+            return callback_kwargs
+
+    picture = torch.rand(1, 3, 32, 32)
+    result = pipe(
+        picture, output_type="latent", callback_on_step_end=Halve(cutoff_step_ratio=None, cutoff_step_index=0)
+    )
+    assert_close(result.images, pipe(picture, output_type="latent").images / 2)
+
+
+def test_interrupt_stops_the_walk(pipe):
+    def callback(pipeline, i, t, callback_kwargs):
+        calls.append(i)
+        pipeline._interrupt = i == 1
+        return callback_kwargs
+
+    calls = []
+    picture = torch.rand(1, 3, 32, 32)
+    stopped = pipe(picture, num_inference_steps=4, output_type="pt", callback_on_step_end=callback).images
+    assert calls == [0, 1]
+    assert_close(stopped, pipe(picture, num_inference_steps=4, strength=0.5, output_type="pt").images)
+
+
+def test_interrupt_stops_between_tiles():
+    pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    forward, calls = pipe.unet.forward, []
+
+    def interrupting_forward(*args, **kwargs):
+        calls.append(args)
+        pipe._interrupt = True
+        return forward(*args, **kwargs)
+
+    pipe.unet.forward = interrupting_forward
+    picture = torch.rand(1, 3, 192, 64)
+    result = pipe(picture, output_type="pt").images
+    assert len(calls) == 1
+    assert_close(result[:, :, 64:], picture[:, :, 64:]) and not torch.equal(result[:, :, :64], picture[:, :, :64])
+
+
+def test_threads_give_what_serial_calls_give(pipe):
+    jobs = [(torch.rand(1, 3, 40 + 8 * i, 100), 1 + i % 4, 1 - i / 10) for i in range(8)]
+    run = lambda job: pipe(job[0], num_inference_steps=job[1], strength=job[2], output_type="pt").images  # noqa: E731
+    serial = [run(job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        for a, b in zip(serial, pool.map(run, jobs), strict=True):
+            assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_scheduler_is_not_changed_by_a_call(pipe):
+    before = pipe.scheduler.timesteps.clone()
+    pipe(random_picture("L"), num_inference_steps=3)
+    assert torch.equal(pipe.scheduler.timesteps, before) and pipe.scheduler.num_inference_steps is None
+
+
+# What diffusers asks of every pipeline
+
+
+def test_call_takes_a_list_of_generators(pipe):
+    images = [random_picture("RGB")] * 2
+    assert len(pipe(image=images, generator=[torch.manual_seed(i) for i in range(2)]).images) == 2
+
+
+def test_dict_and_tuple_outputs_are_equal(pipe):
+    picture = torch.rand(1, 3, 32, 32)
+    (images,) = pipe(picture, output_type="pt", return_dict=False)
+    assert torch.equal(images, pipe(picture, output_type="pt").images)
+
+
+def test_components(pipe):
+    assert set(pipe.components) == {"unet", "scheduler"}
+    again = RealDenoisePipeline(**pipe.components, pixel_unshuffle=2)
+    assert again.unet is pipe.unet
+
+
+@pytest.mark.parametrize("kind", ["pipe", "plain_pipe"])
+@pytest.mark.parametrize("safe_serialization", [True, False])
+def test_save_and_load(request, kind, safe_serialization, tmp_path):
+    pipe = request.getfixturevalue(kind)
+    pipe.save_pretrained(tmp_path, safe_serialization=safe_serialization)
+    loaded = RealDenoisePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.unet) is type(pipe.unet) and type(loaded.scheduler) is InterpolationScheduler
+    assert all(torch.equal(v, loaded.unet.state_dict()[k]) for k, v in pipe.unet.state_dict().items())
+    picture = torch.rand(1, 3, 32, 32)
+    assert_close(*(p(picture, output_type="pt").images for p in (pipe, loaded)), atol=1e-6, rtol=0)
+
+
+def test_configuration_is_saved(tmp_path):
+    pipe = make_pipeline(default_num_inference_steps=5, tile_size=128, tile_overlap=32)
+    pipe.enable_tiling(96, 24)
+    pipe.save_pretrained(tmp_path)
+    loaded = RealDenoisePipeline.from_pretrained(tmp_path)
+    names = ("default_num_inference_steps", "pixel_unshuffle", "tile_size", "tile_overlap")
+    assert [loaded.config[name] for name in names] == [5, 2, 96, 24]
+    pipe.disable_tiling()
+    pipe.save_pretrained(tmp_path)
+    assert RealDenoisePipeline.from_pretrained(tmp_path).config.tile_size is None
+
+
+def test_variants(pipe, tmp_path):
+    half = make_pipeline().to(torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    loaded = RealDenoisePipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+    assert loaded.unet.dtype == torch.float16
+    with pytest.raises(ValueError, match="variant=bf16"):
+        RealDenoisePipeline.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_dtype_dictionary(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert (
+        RealDenoisePipeline.from_pretrained(tmp_path, dtype={"default": torch.bfloat16}).unet.dtype == torch.bfloat16
+    )
+
+
+def test_loads_whatever_module_the_classes_were_saved_from(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    file = tmp_path / "model_index.json"
+    index = json.loads(file.read_text())
+    index["_class_name"] = ["pipeline_real_denoise", "RealDenoisePipeline"]
+    index["scheduler"][0] = "scheduling_interpolation"
+    index["unet"][0] = "diffusers_modules.local.unet_local"
+    file.write_text(json.dumps(index))
+    loaded = RealDenoisePipeline.from_pretrained(tmp_path)
+    assert type(loaded) is RealDenoisePipeline and type(loaded.scheduler) is InterpolationScheduler
+
+
+def test_folder_of_another_pipeline_is_named(tmp_path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path)
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDPMScheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="`scheduler` is DDPMScheduler"):
+        RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+def test_folder_without_weights_is_named(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+def test_offloaded_network_runs_and_goes_back():
+    pipe = make_pipeline()
+    picture = torch.rand(1, 3, 32, 32)
+    expected = pipe(picture, output_type="pt").images
+    # the CPU in the place of an accelerator, since tests must run without one: the hooks are the same
+    pipe.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        assert_close(pipe(picture, output_type="pt").images, expected)
