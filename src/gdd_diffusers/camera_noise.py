@@ -15,8 +15,8 @@ from PIL import Image
 
 # Ranges (low, high) from which each picture's parameters are drawn uniformly; "log" in the name: of the logarithm.
 PRESETS = {
-    # Small sensors: the SIDD line of Zamir et al. (CycleISP, CVPR 2020), shot variance 6.87e-4 to 0.0219 for ISO 100 to
-    # 3200, a plain ISP and little or no in-camera denoising.
+    # Small sensors: the SIDD line of Zamir et al. (CycleISP, CVPR 2020), shot variance 6.87e-4 to 0.0219 for ISO 100
+    # to 3200, a plain ISP and little or no in-camera denoising.
     "phone": {
         "log_iso": (math.log(100), math.log(6400)),
         "log_shot_per_iso": (math.log(6.0e-6), math.log(7.9e-6)),
@@ -27,35 +27,37 @@ PRESETS = {
         "bits": (9.5, 12.0),
         "log_exposure": (math.log(0.08), math.log(1.3)),
         "contrast": (1.0, 1.5),
-        "malvar": (0.0, 0.0),
-        "luma_denoise": (0.0, 0.3),
-        "chroma_denoise": (0.0, 1.0),
-        "sharpen": (0.0, 0.3),
+        "malvar": (0.7, 1.0),
+        "luma_denoise": (0.0, 0.15),
+        "chroma_denoise": (0.0, 0.1),
+        "sharpen": (0.0, 0.4),
         "log_zoom": (0.0, 0.0),
-        "jpeg_share": (0.3, 0.3),
-        "jpeg_quality": (70.0, 98.0),
+        "jpeg_share": (0.2, 0.2),
+        "jpeg_quality": (85.0, 98.0),
     },
     # Large sensors: a full well of some 60,000 electrons at ISO 100, the shot-to-read relation of Brooks et al. (CVPR
     # 2019), and the JPEG file that the camera itself writes.
     "camera": {
-        "log_iso": (math.log(400), math.log(25600)),
+        "log_iso": (math.log(1000), math.log(20000)),
         "log_shot_per_iso": (math.log(1.2e-7), math.log(2.4e-7)),
         "read_slope": (2.18, 2.18),
         "log_read_offset": (1.20 - 0.5, 1.20 + 0.5),
         "tail": (0.0, 0.2),
-        "row": (0.0, 0.15),
+        "row": (0.0, 0.6),
         "bits": (12.0, 14.0),
         "log_exposure": (math.log(0.25), math.log(1.3)),
         "contrast": (1.0, 1.6),
-        "malvar": (0.6, 1.0),
-        "luma_denoise": (0.2, 1.2),
-        "chroma_denoise": (1.0, 3.0),
+        "malvar": (0.8, 1.0),
+        "luma_denoise": (0.3, 0.8),
+        "chroma_denoise": (0.8, 1.4),
         "sharpen": (0.0, 0.6),
-        "log_zoom": (0.0, 0.25),
+        "log_zoom": (0.1, 0.5),
         "jpeg_share": (0.9, 0.9),
         "jpeg_quality": (85.0, 98.0),
     },
 }
+
+SCALES = (1.0, 0.4, 0.15)
 
 GAUSSIAN_SIGMA = (0.0, 55 / 255)
 NOISE_FREE_SHARE = 0.05
@@ -130,8 +132,7 @@ class CameraNoise:
 
         noisy = denoise_in_camera(noisy, (noisy - clean).square().mean((1, 2, 3), keepdim=True).sqrt(), p)
         clean, noisy = zoom(clean, noisy, p, draw)
-        clean = _to_uint8_grid(clean)
-        noisy = jpeg(_to_uint8_grid(noisy), p, draw)
+        clean, noisy = jpeg(_to_uint8_grid(clean), _to_uint8_grid(noisy), p, draw)
         if iso is None:
             noisy = torch.where(draw.uniform(0.0, 1.0) < NOISE_FREE_SHARE, clean, noisy)
         return clean, noisy
@@ -266,15 +267,16 @@ def _blur_with_holes(x, step):
 
 
 def denoise_in_camera(noisy, sigma, p):
-    """Soft thresholds on an a trous wavelet transform of luma and chroma, and sharpening of what is left."""
+    """Garrote thresholds on an a trous wavelet transform of luma and chroma, and sharpening."""
     ycbcr = _mix(RGB_TO_YCBCR.to(noisy), noisy)
     threshold = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
-    sharpen = torch.cat([1 + p["sharpen"], torch.ones_like(sigma), torch.ones_like(sigma)], 1)
+    one = torch.ones_like(p["sharpen"])
+    sharpen = torch.cat([1 + p["sharpen"], one, one], 1)
     out = 0
-    for level, scale in enumerate((1.0, 0.4, 0.2)):
+    for level, scale in enumerate(SCALES):
         smooth = _blur_with_holes(ycbcr, 2**level)
         detail = ycbcr - smooth
-        detail = detail - torch.maximum(torch.minimum(detail, scale * threshold), -scale * threshold)
+        detail = detail * (1 - (scale * threshold) ** 2 / detail.square().clamp(min=1e-12)).clamp(min=0)
         out = out + (sharpen * detail if level == 0 else detail)
         ycbcr = smooth
     return _mix(torch.linalg.inv(RGB_TO_YCBCR).to(noisy), out + ycbcr).clamp(0, 1)
@@ -295,18 +297,22 @@ def zoom(clean, noisy, p, draw):
     return clean, noisy
 
 
-def jpeg(noisy, p, draw):
-    """The file, 8 x 8 blocks in any position, half of them with chroma at half resolution."""
+def jpeg(clean, noisy, p, draw):
+    """The file: 4:4:4, 4:2:2 or 4:2:0, its 8 x 8 blocks in any position.
+
+    The clean picture gets the same chroma resolution (as the mean of many such files has it), but quality 100."""
     share, quality = draw.uniform(0.0, 1.0), p["jpeg_quality"].round().int()
-    subsampling, top, left = draw.integers(2) * 2, draw.integers(8), draw.integers(8)
-    noisy = noisy.clone()
+    subsampling, top, left = draw.integers(3), draw.integers(8), draw.integers(8)
+    clean, noisy = clean.clone(), noisy.clone()
     for i in torch.nonzero((share < p["jpeg_share"]).flatten()).flatten().tolist():
-        pixels = (noisy[i] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        y, x = int(top[i]), int(left[i])
-        file = io.BytesIO()
-        Image.fromarray(np.pad(pixels, ((y, 0), (x, 0), (0, 0)), "edge")).save(
-            file, "JPEG", quality=int(quality[i]), subsampling=int(subsampling[i])
-        )
-        decoded = torch.from_numpy(np.array(Image.open(file))[y:, x:])
-        noisy[i] = decoded.permute(2, 0, 1).to(noisy) / 255
-    return noisy
+        for x, q in ((clean, 100), (noisy, int(quality[i]))):
+            x[i] = _through_jpeg(x[i], q, int(subsampling[i]), int(top[i]), int(left[i]))
+    return clean, noisy
+
+
+def _through_jpeg(x, quality, subsampling, top, left):
+    pixels = (x * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    pixels = np.pad(pixels, ((top, 0), (left, 0), (0, 0)), "edge")
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
+    return torch.from_numpy(np.array(Image.open(file))[top:, left:]).permute(2, 0, 1).to(x) / 255
