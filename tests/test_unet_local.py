@@ -5,7 +5,7 @@ from diffusers import UNet2DModel
 from torch import nn
 from torch.testing import assert_close
 
-from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel
+from gdd_diffusers import LocalUNet2DModel
 
 
 CONVOLUTIONAL = dict(
@@ -67,24 +67,6 @@ def test_starts_as_a_sum_of_identities():
     resnet = unet.mid_block.resnets[0]
     x, temb = torch.randn(1, 8, 4, 4), torch.randn(1, 32)
     assert torch.equal(resnet(x, temb), x)
-
-
-@pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
-def test_start_from_input(prediction_type):
-    unet = LocalUNet2DModel(**CONVOLUTIONAL)
-    unet.start_from_input_(prediction_type)
-    x, t = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor(700.0)
-    scheduler = InterpolationScheduler(prediction_type=prediction_type)
-    output = unet(x, t).sample
-    assert_close(scheduler.get_pred_original_sample(output, t, x), x)
-    (output - 1).square().sum().backward()
-    assert unet.conv_out.weight.grad.abs().sum(dim=(0, 2, 3)).min() > 0  # no channel is left behind
-
-
-def test_start_from_input_needs_room():
-    unet = LocalUNet2DModel(**{**CONVOLUTIONAL, "block_out_channels": (4, 8, 8), "norm_num_groups": 4})
-    with pytest.raises(ValueError, match="from 6 on"):
-        unet.start_from_input_()
 
 
 def test_configuration_and_parameter_names_are_those_of_unet2d():

@@ -90,40 +90,6 @@ class LocalUNet2DModel(UNet2DModel):
         conv_out.load_state_dict(self.conv_out.state_dict())
         self.conv_out = conv_out
 
-    @torch.no_grad()
-    def start_from_input_(self, prediction_type: str = "sample"):
-        """
-        Sets the first and last layers so that training begins with x0_hat = x_t, whatever the other layers hold.
-
-        For `"flow_prediction"` the last convolution is zero. For `"sample"` the network is the identity: its first
-        channels carry x and -x past all blocks, and the last convolution takes silu(x) - silu(-x), which is x. Such a
-        network need not learn to copy the picture before it learns to denoise.
-
-        Raises:
-            `ValueError`: When the first level is narrower than twice the input for `"sample"`.
-        """
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
-        if prediction_type == "flow_prediction":
-            return
-        channels = self.config.in_channels
-        if self.conv_in.out_channels < 2 * channels or self.conv_out.out_channels != channels:
-            raise ValueError(
-                f"A network of {channels} input channels can start as the identity with as many output channels and "
-                f"`block_out_channels` from {2 * channels} on, not {self.config.block_out_channels}."
-            )
-        # the last residual block sees the output of `conv_in` behind that of the block before it
-        shortcut = self.up_blocks[-1].resnets[-1].conv_shortcut
-        skipped = shortcut.in_channels - self.conv_in.out_channels
-        for layer in (self.conv_in, shortcut):
-            layer.weight[: 2 * channels] = 0
-            layer.bias[: 2 * channels] = 0
-        for channel in range(channels):
-            for carrier, sign in ((channel, 1), (channels + channel, -1)):
-                self.conv_in.weight[carrier, channel, 1, 1] = sign
-                shortcut.weight[carrier, skipped + carrier] = 1
-                self.conv_out.weight[channel, carrier, 1, 1] = sign
-
     @property
     def spatial_multiple(self) -> int:
         """Sides of the input must be multiples of this."""
