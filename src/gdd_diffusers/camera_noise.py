@@ -27,37 +27,45 @@ PRESETS = {
         "bits": (9.5, 12.0),
         "log_exposure": (math.log(0.08), math.log(1.3)),
         "contrast": (1.0, 1.5),
+        "colour_matrix": (1.0, 1.0),
+        "red_gain": (1.4, 2.4),
+        "blue_gain": (1.3, 2.2),
         "malvar": (0.7, 1.0),
         "luma_denoise": (0.0, 0.15),
         "chroma_denoise": (0.0, 0.1),
         "sharpen": (0.0, 0.4),
         "log_zoom": (0.0, 0.0),
         "jpeg_share": (0.2, 0.2),
+        "chroma_subsampling": (0.0, 3.0),
         "jpeg_quality": (85.0, 98.0),
     },
     # Large sensors: a full well of some 60,000 electrons at ISO 100, the shot-to-read relation of Brooks et al. (CVPR
     # 2019), and the JPEG file that the camera itself writes.
     "camera": {
-        "log_iso": (math.log(1000), math.log(20000)),
+        "log_iso": (math.log(2500), math.log(25600)),
         "log_shot_per_iso": (math.log(1.2e-7), math.log(2.4e-7)),
         "read_slope": (2.18, 2.18),
         "log_read_offset": (1.20 - 0.5, 1.20 + 0.5),
         "tail": (0.0, 0.2),
-        "row": (0.0, 0.6),
+        "row": (0.1, 1.0),
         "bits": (12.0, 14.0),
         "log_exposure": (math.log(0.25), math.log(1.3)),
         "contrast": (1.0, 1.6),
+        "colour_matrix": (0.2, 0.7),
+        "red_gain": (1.2, 1.8),
+        "blue_gain": (1.2, 1.9),
         "malvar": (0.8, 1.0),
-        "luma_denoise": (0.3, 0.8),
-        "chroma_denoise": (0.8, 1.4),
-        "sharpen": (0.0, 0.6),
-        "log_zoom": (0.1, 0.5),
-        "jpeg_share": (0.9, 0.9),
-        "jpeg_quality": (85.0, 98.0),
+        "luma_denoise": (0.3, 1.1),
+        "chroma_denoise": (0.8, 1.6),
+        "sharpen": (0.0, 0.3),
+        "log_zoom": (0.1, 0.6),
+        "jpeg_share": (1.0, 1.0),
+        "chroma_subsampling": (1.0, 3.0),
+        "jpeg_quality": (93.0, 99.0),
     },
 }
 
-SCALES = (1.0, 0.4, 0.15)
+SCALES = (1.0, 0.6, 0.2)
 
 GAUSSIAN_SIGMA = (0.0, 55 / 255)
 NOISE_FREE_SHARE = 0.05
@@ -189,7 +197,8 @@ def unprocess(clean, p, draw):
     weights = weights / weights.sum(1, keepdim=True)
     rgb_to_camera = torch.einsum("bk,kij,jl->bil", weights, XYZ_TO_CAMERA.to(clean), SRGB_TO_XYZ.to(clean))
     rgb_to_camera = rgb_to_camera / rgb_to_camera.sum(2, keepdim=True)
-    gain = torch.cat([draw.uniform(1.4, 2.4), torch.ones_like(p["bits"]), draw.uniform(1.3, 2.2)], 1)
+    rgb_to_camera = torch.lerp(torch.eye(3).to(clean), rgb_to_camera, p["colour_matrix"].flatten(1)[..., None])
+    gain = torch.cat([p["red_gain"], torch.ones_like(p["bits"]), p["blue_gain"]], 1)
 
     linear = srgb_decode(s_curve(clean, 1 / p["contrast"]))
     # An optical low-pass filter and the lens: without it the mosaic would alias far more than in real photographs.
@@ -302,7 +311,7 @@ def jpeg(clean, noisy, p, draw):
 
     The clean picture gets the same chroma resolution (as the mean of many such files has it), but quality 100."""
     share, quality = draw.uniform(0.0, 1.0), p["jpeg_quality"].round().int()
-    subsampling, top, left = draw.integers(3), draw.integers(8), draw.integers(8)
+    subsampling, top, left = p["chroma_subsampling"].int(), draw.integers(8), draw.integers(8)
     clean, noisy = clean.clone(), noisy.clone()
     for i in torch.nonzero((share < p["jpeg_share"]).flatten()).flatten().tolist():
         for x, q in ((clean, 100), (noisy, int(quality[i]))):
