@@ -3,8 +3,8 @@
 
     accelerate launch examples/train.py --clean_dir photos/ --output_dir my-gdd
 
-The output folder is a pipeline that `RealDenoisePipeline.from_pretrained` loads. Stop it at any moment with Ctrl-C and go
-on with `--resume_from_checkpoint latest`: the result is the same, bit for bit on one CPU process. See examples/README.md.
+The output folder is a pipeline that `RealDenoisePipeline.from_pretrained` loads. Stop at any moment with Ctrl-C and go
+on with `--resume_from_checkpoint latest`: the result is the same, on one CPU process bit for bit. See README.md here.
 """
 
 import argparse
@@ -12,18 +12,25 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
-import signal
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+
+# Threads that wait for each other should sleep: where they spin, as they do by default, a data worker or anything else
+# that runs on the CPU makes training several times slower. Read when torch is imported.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+
+import datasets
 import diffusers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
+from checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, stop_signals
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
@@ -31,68 +38,129 @@ from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 from PIL import Image
 from tqdm.auto import tqdm
 
-from gdd_diffusers import losses
+from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
 from gdd_diffusers.camera_noise import CameraNoise
 from gdd_diffusers.metrics import psnr, ssim
-from gdd_diffusers.paired_data import Pictures, Source, TrainingBatches, load_clean, load_pairs
-from gdd_diffusers.pipeline_real_denoise import RealDenoisePipeline
-from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
-from gdd_diffusers.unet_local import LocalUNet2DModel
+from gdd_diffusers.paired_data import (
+    Pictures,
+    Source,
+    TrainingBatches,
+    load_clean,
+    load_hub_dataset,
+    load_pairs,
+    split_by_scene,
+)
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger("train")
+
+CONFIGS = Path(__file__).parent / "configs"
 
 
-def parse_args(argv=None):
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text}")
+    return int(text)
+
+
+def crop_schedule(text: str) -> list[tuple[int, float]]:
+    """`96:0.5,128` to [(96, 0.5), (128, 1.0)]: sizes and the share of the training that each is used up to."""
+    try:
+        parts = [part.partition(":") for part in text.split(",")]
+        schedule = [(positive(size), float(until or 1)) for size, _, until in parts]
+    except (ValueError, argparse.ArgumentTypeError):
+        schedule = [(0, 0)]
+    shares = [until for _, until in schedule]
+    if shares[-1] != 1 or shares[0] <= 0 or shares != sorted(set(shares)):
+        raise argparse.ArgumentTypeError(f"must be pixels, or a schedule such as 96:0.5,128:0.8,192, not {text}")
+    return schedule
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    data.add_argument("--clean_dir", action="append", default=[], help="Clean photographs to simulate noise on.")
-    data.add_argument("--noise_preset", default="mixed", help="Which camera `CameraNoise` simulates.")
-    data.add_argument("--noisy_dir", action="append", default=[], help="Noisy pictures of real pairs.")
-    data.add_argument("--gt_dir", action="append", default=[], help="Their clean partners, of the same names.")
-    data.add_argument("--validation_dir", help="Folder of held-out pairs, with subfolders noisy/ and clean/.")
-    data.add_argument("--crop_size", default="96", help="Pixels, or a schedule: 96:0.5,128:0.8,192 goes by share.")
-    data.add_argument("--dataloader_num_workers", type=int, default=0, help="0 prepares batches in the main process.")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_config", default="gdd-small", help="A JSON file or a name in examples/configs.")
-    model.add_argument("--pretrained_model", help="Folder or Hub repo of a pipeline to go on from.")
-    model.add_argument("--prediction_type", choices=["sample", "flow_prediction"], default="sample")
-    train = parser.add_argument_group("training")
-    train.add_argument("--output_dir", required=True)
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--train_batch_size", type=int, default=16, help="Per process, at the first crop size.")
-    train.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    train.add_argument("--max_train_steps", type=int, default=20_000, help="Length of the whole training.")
-    train.add_argument("--max_train_minutes", type=float, help="Stop after this long, to be resumed.")
-    train.add_argument("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
-    train.add_argument("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: more near T.")
-    train.add_argument("--learning_rate", type=float, default=1e-3)
-    train.add_argument("--lr_scheduler", default="cosine")
-    train.add_argument("--lr_warmup_steps", type=int, default=200)
-    train.add_argument("--adam_beta2", type=float, default=0.99)
-    train.add_argument("--adam_weight_decay", type=float, default=0.0)
-    train.add_argument("--max_grad_norm", type=float, default=1.0)
-    train.add_argument("--ema_decay", type=float, default=0.999)
-    train.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
-    saving = parser.add_argument_group("validating and saving")
-    saving.add_argument("--validation_steps", type=int, default=1000)
-    saving.add_argument("--num_validation_images", type=int, default=8)
-    saving.add_argument("--validation_inference_steps", type=int, nargs="+", default=[1, 4])
-    saving.add_argument("--checkpointing_steps", type=int, default=500)
-    saving.add_argument("--checkpoints_total_limit", type=int, default=2)
-    saving.add_argument("--resume_from_checkpoint", help="A checkpoint's folder, or `latest`.")
-    saving.add_argument("--report_to", default="tensorboard", help="Any tracker of accelerate, or none.")
-    saving.add_argument("--license", default="unknown", help="Of the weights, for the model card.")
-    saving.add_argument("--push_to_hub", action="store_true")
-    saving.add_argument("--hub_model_id")
-    saving.add_argument("--hub_private_repo", action="store_true")
-    args = parser.parse_args(argv)
+    add = parser.add_argument_group("data").add_argument
+    add("--clean_dir", action="append", default=[], help="Clean photographs to simulate noise on. Repeatable.")
+    add("--noisy_dir", action="append", default=[], help="Noisy pictures of real pairs. Repeatable.")
+    add("--gt_dir", action="append", default=[], help="Their clean partners, of the same names. Repeatable.")
+    add("--dataset_name", action="append", default=[], help="Hub dataset or folder of one. Repeatable.")
+    add("--noisy_column", default="noisy", help="Of the datasets; without it, noise is simulated.")
+    add("--clean_column", default="clean")
+    add("--weights", type=float, nargs="+", help="How often to draw from each of the above, in this order.")
+    add("--streaming", action="store_true", help="Read the datasets as they come, without storing them.")
+    add("--noise_preset", default="mixed", help="The cameras that `CameraNoise` simulates.")
+    add(
+        "--crop_size",
+        type=crop_schedule,
+        default="96",
+        help="Pixels, or a schedule by share of the training: 96:0.5,128:0.8,192.",
+    )
+    add("--dataloader_num_workers", type=int, default=1, help="Processes that prepare batches.")
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model_config",
+        default="gdd-small",
+        help=f"JSON file or {', '.join(p.stem for p in CONFIGS.glob('*.json'))}.",
+    )
+    add("--pretrained_model", help="Folder or Hub repo of a pipeline to train further, instead of a new model.")
+    add("--prediction_type", choices=["sample", "flow_prediction"], help="The output is x0 (default) or the noise.")
+    add = parser.add_argument_group("training").add_argument
+    add("--output_dir", required=True)
+    add("--seed", type=int, default=0)
+    add("--train_batch_size", type=positive, default=16, help="Per process, at the first crop size.")
+    add("--gradient_accumulation_steps", type=positive, default=1)
+    add("--max_train_steps", type=positive, default=20_000, help="Length of the whole training.")
+    add("--max_train_minutes", type=float, help="Save and exit after this long, to be resumed.")
+    add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
+    add(
+        "--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: t = T (1 - u^2), nearer to T."
+    )
+    add("--learning_rate", type=float, default=1e-3)
+    add("--lr_scheduler", default="cosine", help="Any name that diffusers' get_scheduler knows.")
+    add("--lr_warmup_steps", type=int, default=200)
+    add("--adam_beta2", type=float, default=0.99)
+    add("--adam_weight_decay", type=float, default=0.0)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--ema_decay", type=float, default=0.999)
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: what accelerate was configured with.")
+    add = parser.add_argument_group("validating and saving").add_argument
+    add(
+        "--validation_dir", help="Held-out pairs, in noisy/ and clean/. Default: the datasets' split, or 5% of scenes."
+    )
+    add("--validation_steps", type=positive, default=1000)
+    add("--num_validation_images", type=positive, default=8)
+    add("--validation_inference_steps", type=positive, nargs="+", default=[1, 4])
+    add("--checkpointing_steps", type=positive, default=500)
+    add("--checkpoints_total_limit", type=positive, default=2)
+    add("--resume_from_checkpoint", help="Folder of a checkpoint, or `latest`, which begins anew if there is none.")
+    add("--report_to", default="tensorboard", help="Any tracker of accelerate, or none.")
+    add("--license", default="unknown", help="Of the weights, for the model card.")
+    add("--push_to_hub", action="store_true")
+    add("--hub_model_id", help="Default: the output folder's name.")
+    add("--hub_private_repo", action="store_true")
+    return parser
 
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.command = sys.argv[1:] if argv is None else argv
+    num_sources = len(args.clean_dir) + len(args.noisy_dir) + len(args.dataset_name)
+    if num_sources == 0:
+        parser.error("give something to learn from: --clean_dir, --noisy_dir and --gt_dir, or --dataset_name.")
     if len(args.noisy_dir) != len(args.gt_dir):
-        parser.error("Give one --gt_dir for each --noisy_dir.")
-    if not (args.clean_dir or args.noisy_dir):
-        parser.error("Give something to learn from: --clean_dir, or --noisy_dir and --gt_dir.")
+        parser.error("give one --gt_dir for each --noisy_dir.")
+    if args.weights and (len(args.weights) != num_sources or min(args.weights) <= 0):
+        parser.error(f"--weights needs one number above 0 for each source, {num_sources} in all.")
+    if args.streaming and (not args.dataset_name or args.dataloader_num_workers > 1):
+        parser.error("--streaming is for --dataset_name, read by at most one worker.")
+    if args.pretrained_model and args.prediction_type:
+        parser.error("--pretrained_model comes with its own prediction type; leave --prediction_type out.")
+    if find_checkpoints(args.output_dir) and not args.resume_from_checkpoint:
+        parser.error(f"{args.output_dir} holds checkpoints: go on with --resume_from_checkpoint latest, or elsewhere.")
     return args
+
+
+# The parts
 
 
 def build_pipeline(args) -> RealDenoisePipeline:
@@ -100,23 +168,63 @@ def build_pipeline(args) -> RealDenoisePipeline:
         return RealDenoisePipeline.from_pretrained(args.pretrained_model)
     file = Path(args.model_config)
     if not file.is_file():
-        file = Path(__file__).parent / "configs" / f"{args.model_config}.json"
+        file = CONFIGS / f"{args.model_config}.json"
+    if not file.is_file():
+        known = ", ".join(path.stem for path in CONFIGS.glob("*.json"))
+        raise FileNotFoundError(f"--model_config {args.model_config} is neither a file nor one of {known}.")
     config = json.loads(file.read_text())
-    model_class = {c.__name__: c for c in (LocalUNet2DModel, diffusers.UNet2DModel)}[config.pop("_class_name")]
-    pixel_unshuffle = config.pop("pixel_unshuffle", 1)
-    scheduler = InterpolationScheduler(prediction_type=args.prediction_type)
-    return RealDenoisePipeline(model_class(**config), scheduler, pixel_unshuffle=pixel_unshuffle)
+    classes = {"LocalUNet2DModel": LocalUNet2DModel, "UNet2DModel": diffusers.UNet2DModel}
+    class_name, pixel_unshuffle = config.pop("_class_name", None), config.pop("pixel_unshuffle", 1)
+    if class_name not in classes:
+        raise ValueError(f"{file} must name a _class_name of {' or '.join(classes)}, not {class_name}.")
+    scheduler = InterpolationScheduler(prediction_type=args.prediction_type or "sample")
+    return RealDenoisePipeline(classes[class_name](**config), scheduler, pixel_unshuffle=pixel_unshuffle)
 
 
-def crop_schedule(text: str) -> list[tuple[int, float]]:
-    """`96:0.5,128` to [(96, 0.5), (128, 1.0)]: crop sizes and the share of the training that each one ends at."""
-    pairs = [part.partition(":") for part in text.split(",")]
-    return [(int(size), float(until or 1)) for size, _, until in pairs]
+def load_data(args) -> tuple[list[Source], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What to learn from, and (noisy, clean) pairs to validate on that are no part of it."""
+    simulator = CameraNoise(args.noise_preset)
+    train = [load_clean(folder) for folder in args.clean_dir]
+    train += [load_pairs(noisy, gt) for noisy, gt in zip(args.noisy_dir, args.gt_dir, strict=True)]
+    columns = {"noisy_column": args.noisy_column, "clean_column": args.clean_column}
+    train += [load_hub_dataset(name, **columns, streaming=args.streaming) for name in args.dataset_name]
+
+    with_validation = [n for n in args.dataset_name if "validation" in datasets.get_dataset_split_names(n)]
+    if args.validation_dir:
+        held_out = [load_pairs(Path(args.validation_dir) / "noisy", Path(args.validation_dir) / "clean")]
+    elif with_validation:
+        held_out = [load_hub_dataset(name, "validation", **columns) for name in with_validation]
+    elif args.streaming:
+        raise ValueError("A streamed dataset without a validation split needs --validation_dir.")
+    else:
+        train, held_out = zip(*(split_by_scene(dataset) for dataset in train), strict=True)
+
+    # By default each picture is as likely as the next; a stream, of unknown length, counts as one source among equals.
+    sizes = [1 if args.streaming else len(dataset) for dataset in train]
+    sources = [
+        Source(dataset, weight, None if "noisy" in dataset.features else simulator)
+        for dataset, weight in zip(train, args.weights or sizes, strict=True)
+    ]
+    pairs = []
+    for dataset in held_out:
+        count = min(-(-args.num_validation_images // len(held_out)), len(dataset))
+        pictures = Pictures(dataset.select([i * len(dataset) // count for i in range(count)]))
+        for picture in filter(None, map(pictures.__getitem__, range(count))):
+            clean, noisy = centre_crop(picture["clean"]), centre_crop(picture.get("noisy", picture["clean"]))
+            if "noisy" not in picture:
+                clean, noisy = simulator(clean, generator=torch.Generator().manual_seed(len(pairs)))
+            pairs.append((noisy, clean))
+    return sources, pairs
+
+
+def centre_crop(pixels, size=256) -> torch.Tensor:
+    """uint8 [H, W, 3] to float [1, 3, h, w] in [0, 1], sides at most `size`."""
+    top, left = (max(0, side - size) // 2 for side in pixels.shape[:2])
+    return torch.from_numpy(pixels[top : top + size, left : left + size].copy()).permute(2, 0, 1)[None] / 255
 
 
 @contextmanager
-def weights_of(ema, unet):
-    """The network with its averaged weights."""
+def averaged_weights(ema, unet):
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
     try:
@@ -125,152 +233,117 @@ def weights_of(ema, unet):
         ema.restore(unet.parameters())
 
 
-def centre_crop(picture, size=256):
-    """uint8 [H, W, 3] to float [1, 3, h, w] in [0, 1], sides at most `size`."""
-    top, left = (max(0, side - size) // 2 for side in picture.shape[:2])
-    crop = picture[top : top + size, left : left + size]
-    return torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 255
-
-
-def load_validation_pairs(dataset, simulator, count) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(noisy, clean) crops spread evenly over a data set, always the same."""
-    count = min(count, len(dataset))
-    pictures = Pictures(dataset.select([i * len(dataset) // count for i in range(count)]))
-    pairs = []
-    for picture in filter(None, (pictures[i] for i in range(count))):
-        clean = centre_crop(picture["clean"])
-        if "noisy" in picture:
-            noisy = centre_crop(picture["noisy"])
-        else:
-            clean, noisy = simulator(clean, generator=torch.Generator().manual_seed(len(pairs)))
-        pairs.append((noisy, clean))
-    return pairs
-
-
 def validate(pipeline, pairs, inference_steps, picture_file) -> dict[str, float]:
     """Mean PSNR and SSIM under both rules; writes noisy, denoised and clean pictures side by side, one pair a row."""
-    scores, rows = {}, []
-    variants = [(n, rule) for n in inference_steps for rule in ("improved", "origin")]
-    for index, (noisy, clean) in enumerate(pairs):
+    scores, shown = {}, []
+    for noisy, clean in pairs:
         outputs = {"noisy": noisy}
-        for n, rule in variants:
-            pipeline.scheduler = InterpolationScheduler.from_config(pipeline.scheduler.config, step_rule=rule)
-            outputs[f"{rule}_{n}"] = pipeline(noisy, num_inference_steps=n, output_type="pt").images
+        for rule in ("improved", "origin"):
+            scheduler = InterpolationScheduler.from_config(pipeline.scheduler.config, step_rule=rule)
+            walk = RealDenoisePipeline(pipeline.unet, scheduler, pixel_unshuffle=pipeline.config.pixel_unshuffle)
+            walk.set_progress_bar_config(disable=True)
+            for n in inference_steps:
+                outputs[f"{rule}_{n}"] = walk(noisy, num_inference_steps=n, output_type="pt").images.cpu()
         for name, output in outputs.items():
-            output = output.cpu()
             scores.setdefault(f"psnr/{name}", []).append(psnr(output, clean).item())
             scores.setdefault(f"ssim/{name}", []).append(ssim(output, clean).item())
-        if index < 8:
-            shown = (noisy, next(v for k, v in outputs.items() if k != "noisy").cpu(), clean)
-            rows += [(picture[0].permute(1, 2, 0) * 255).round().byte().numpy() for picture in shown]
+        row = [noisy, outputs[f"improved_{inference_steps[0]}"], clean]
+        shown += [Image.fromarray((p[0].permute(1, 2, 0) * 255).round().byte().numpy()) for p in row]
     picture_file.parent.mkdir(exist_ok=True)
-    make_image_grid([Image.fromarray(row) for row in rows], rows=len(rows) // 3, cols=3, resize=256).save(picture_file)
+    make_image_grid(shown, rows=len(pairs), cols=3, resize=256).save(picture_file)
     return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
-def find_checkpoints(output_dir: Path) -> list[Path]:
-    folders = (p for p in output_dir.glob("checkpoint-*") if p.suffix != ".partial")
-    return sorted(folders, key=lambda p: int(p.name.split("-")[1]))
+CARD = """# {name}
+
+A general denoising diffusion model that takes the noise off photographs.
+
+```py
+from gdd_diffusers import RealDenoisePipeline
+from PIL import Image
+
+pipe = RealDenoisePipeline.from_pretrained("{name}")
+pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
+```
+
+## Training
+
+Data: {data}. Licence of the weights: {license}.
+
+```bash
+{command}
+```
+
+{done} of {total} steps. Mean PSNR in dB on {num_pairs} held-out pairs of at most 256 px, by rule and number of steps:
+
+{table}
+"""
 
 
-def save_checkpoint(accelerator, args, step, recipe):
-    """Written beside its place and renamed when whole, so that `latest` is whole whatever happens."""
-    output_dir = Path(args.output_dir)
-    folder = output_dir / f"checkpoint-{step}"
-    if folder.exists():
-        return
-    partial = output_dir / f"checkpoint-{step}.partial"
-    try:
-        accelerator.save_state(str(partial))
-        if accelerator.is_main_process:
-            (partial / "recipe.json").write_text(json.dumps(recipe, indent=2))
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"checkpoint-{step} could not be written ({error}). The checkpoints before it are whole: make room and go on "
-            "with --resume_from_checkpoint latest."
-        ) from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        partial.rename(folder)
-        if args.checkpoints_total_limit:
-            for old in find_checkpoints(output_dir)[: -args.checkpoints_total_limit]:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def save_pipeline(pipeline, args, recipe, validations):
-    """Save the pipeline and its card file by file into the output folder, so that a crash leaves none half-written."""
-    output_dir = Path(args.output_dir)
-    partial = output_dir / "pipeline.partial"
-    pipeline.save_pretrained(partial)
-    card = ModelCardData(
-        license=args.license, library_name="diffusers", pipeline_tag="image-to-image", tags=["denoising"]
+def write_card(file: Path, args, step: int, data: str, num_pairs: int, validations: list[dict]):
+    """A model card with usage, data, the command that trained the model and its curve."""
+    words = ["=".join(Path(p).name if os.path.exists(p) else p for p in word.split("=")) for word in args.command]
+    columns = ["step"] + [key for key in (validations[-1] if validations else {}) if key.startswith("psnr/")]
+    shown = validations[:: -(-len(validations) // 20) or 1]
+    rows = [[f"{line[key]:.2f}" if "/" in key else str(line[key]) for key in columns] for line in shown]
+    lines = [[key.removeprefix("psnr/").replace("_", " ") for key in columns], ["---"] * len(columns), *rows]
+    text = CARD.format(
+        name=args.hub_model_id or Path(args.output_dir).name,
+        data=data,
+        license=args.license,
+        command=shlex.join(["accelerate", "launch", "examples/train.py", *words]),
+        done=step,
+        total=args.max_train_steps,
+        num_pairs=num_pairs,
+        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
     )
-    text = f"---\n{card.to_yaml()}\n---\n\n# {output_dir.name}\n\n" + "\n".join(
-        [
-            "Removes noise from photographs.",
-            "",
-            "```py",
-            "from gdd_diffusers import RealDenoisePipeline",
-            f'pipe = RealDenoisePipeline.from_pretrained("{args.hub_model_id or output_dir.name}")',
-            "```",
-            "",
-            "Training recipe:",
-            "",
-            "```json",
-            json.dumps(recipe, indent=2),
-            "```",
-            "",
-        ]
-        + [
-            f"- step {line['step']}: " + ", ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "step")
-            for line in validations
-        ]
+    yaml = ModelCardData(
+        license=args.license, library_name="diffusers", pipeline_tag="image-to-image", tags=["image-denoising"]
     )
-    ModelCard(text).save(partial / "README.md")
-    for file in [p for p in partial.rglob("*") if p.is_file()]:
-        target = output_dir / file.relative_to(partial)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(file, target)
-    shutil.rmtree(partial)
+    ModelCard(f"---\n{yaml.to_yaml()}\n---\n\n{text}").save(file)
+
+
+# The training
 
 
 def main(args):
     started = time.monotonic()
     output_dir = Path(args.output_dir)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(output_dir / "logs")),
     )
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    is_main = accelerator.is_main_process
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
+    if args.push_to_hub and is_main:  # first, since a missing login should not be found at the end
+        repo_id = create_repo(
+            args.hub_model_id or output_dir.name, private=args.hub_private_repo or None, exist_ok=True
+        ).repo_id
 
-    # Data
-    simulator = CameraNoise(args.noise_preset)
-    sources = [(load_clean(folder), simulator) for folder in args.clean_dir]
-    sources += [(load_pairs(noisy, gt), None) for noisy, gt in zip(args.noisy_dir, args.gt_dir, strict=True)]
-    if args.validation_dir:
-        held_out = load_pairs(Path(args.validation_dir) / "noisy", Path(args.validation_dir) / "clean")
-    else:
-        held_out = sources[0][0]
-    validation_pairs = load_validation_pairs(held_out, simulator, args.num_validation_images)
+    # 1. Data
+    sources, validation_pairs = load_data(args)
     batches = TrainingBatches(
-        [Source(dataset, len(dataset), simulator) for dataset, simulator in sources],
-        args.train_batch_size,
-        crop_schedule(args.crop_size),
-        args.max_train_steps * args.gradient_accumulation_steps,
+        sources,
+        batch_size=args.train_batch_size,
+        crop_schedule=args.crop_size,
+        num_batches=args.max_train_steps * args.gradient_accumulation_steps,
         seed=args.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
 
-    # Model
+    # 2. Model
     pipeline = build_pipeline(args)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     pixel_unshuffle, T = pipeline.config.pixel_unshuffle, scheduler.config.num_train_timesteps
+    multiple = pixel_unshuffle * 2 ** (len(unet.config.block_out_channels) - 1)
+    if any(crop % multiple for crop, _ in args.crop_size):
+        raise ValueError(f"--crop_size must be made of multiples of {multiple} for this network.")
     optimizer = torch.optim.AdamW(
         unet.parameters(), args.learning_rate, betas=(0.9, args.adam_beta2), weight_decay=args.adam_weight_decay
     )
@@ -280,29 +353,29 @@ def main(args):
     ema = EMAModel(unet.parameters(), args.ema_decay, use_ema_warmup=True, power=0.75)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema.to(accelerator.device)
+    # Prepared by accelerate, the schedule would advance once per process; it counts optimizer steps here.
     accelerator.register_for_checkpointing(lr_scheduler, ema)
     loss_function = getattr(losses, args.loss)
-    recipe = {"args": vars(args), "unet": dict(pipeline.unet.config)}
 
-    # Where to begin
-    start, log_file = 0, output_dir / "log.jsonl"
-    output_dir.mkdir(parents=True, exist_ok=True)
+    # 3. Where to begin
+    recipe = {
+        "options": vars(args),
+        "model": {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
+        | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
+    }
+    start, log_file, validations = 0, output_dir / "log.jsonl", []
     if args.resume_from_checkpoint:
-        checkpoints = find_checkpoints(output_dir)
-        if args.resume_from_checkpoint != "latest":
-            checkpoints = [Path(args.resume_from_checkpoint)]
+        latest = args.resume_from_checkpoint == "latest"
+        checkpoints = find_checkpoints(output_dir) if latest else [Path(args.resume_from_checkpoint)]
         if checkpoints:
-            accelerator.load_state(str(checkpoints[-1]))
-            start = int(checkpoints[-1].name.split("-")[1])
-            logger.info(f"Going on from {checkpoints[-1]}.")
-    if accelerator.is_main_process:
-        accelerator.init_trackers(
-            "gdd", {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(args).items()}
-        )
-        # What was logged after the checkpoint will be done again.
+            start = load_checkpoint(accelerator, checkpoints[-1], recipe)
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
+        # What was logged after the checkpoint is about to be done again.
         lines = log_file.read_text().splitlines() if log_file.exists() else []
         lines = [line for line in lines if json.loads(line)["step"] <= start]
-        log_file.write_text("".join(line + "\n" for line in lines))
+        log_file.write_text("".join(f"{line}\n" for line in lines))
         validations = [json.loads(line) for line in lines if "psnr/noisy" in line]
 
     def log(step, values):
@@ -311,76 +384,98 @@ def main(args):
             file.write(json.dumps({"step": step} | values) + "\n")
 
     def save(step):
-        save_checkpoint(accelerator, args, step, recipe)
-        if accelerator.is_main_process:
-            with weights_of(ema, pipeline.unet):
-                save_pipeline(pipeline, args, recipe, validations)
+        save_checkpoint(accelerator, output_dir / f"checkpoint-{step}", recipe, args.checkpoints_total_limit)
+        if is_main:
+            partial = output_dir / "pipeline.partial"
+            with averaged_weights(ema, pipeline.unet):
+                pipeline.save_pretrained(partial)
+            kinds = {True: f"noise simulated by CameraNoise({args.noise_preset!r})", False: "real pairs"}
+            data = "; ".join(f"{len(s.dataset)} pictures, {kinds[s.simulator is not None]}" for s in sources)
+            write_card(partial / "README.md", args, step, data, len(validation_pairs), validations)
+            for file in [path for path in partial.rglob("*") if path.is_file()]:
+                target = output_dir / file.relative_to(partial)
+                target.parent.mkdir(exist_ok=True)
+                os.replace(file, target)
+            shutil.rmtree(partial)
 
-    stop_signals = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: stop_signals.append(number))
-
-    micro_steps = range(start * args.gradient_accumulation_steps, len(batches))
+    # 4. Train
+    step, micro_losses, waited, num_pixels, stop = start, [], 0.0, 0, False
     loader = torch.utils.data.DataLoader(
-        batches, batch_size=None, sampler=micro_steps, num_workers=args.dataloader_num_workers
+        batches,
+        batch_size=None,
+        sampler=range(start * args.gradient_accumulation_steps, len(batches)),
+        num_workers=args.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
     )
-    progress = tqdm(total=args.max_train_steps, initial=start, disable=not accelerator.is_main_process)
-    step, losses_of_step, asked_at = start, [], time.monotonic()
-    waited = 0.0
-    for batch in loader:
-        waited += time.monotonic() - asked_at
-        clean, noisy = (batch[k].to(accelerator.device).float() / 127.5 - 1 for k in ("clean", "noisy"))
-        u = batch["u"].to(accelerator.device)
-        t = T * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
-        with accelerator.accumulate(unet):
-            x_t = scheduler.add_noise(clean, noisy, t)
-            output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
-            loss = loss_function(scheduler.get_pred_original_sample(output, t, x_t), clean)
-            losses_of_step.append(accelerator.reduce(loss.detach(), "mean").item())
-            if not math.isfinite(losses_of_step[-1]):
-                raise ArithmeticError(f"The loss is {losses_of_step[-1]} in step {step + 1} on {batch['files']}.")
-            accelerator.backward(loss)
+    progress = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
+    with stop_signals() as signals:
+        loop_started = asked = time.monotonic()
+        for batch in loader:
+            waited += time.monotonic() - asked
+            clean, noisy = (batch[k].to(accelerator.device).float() / 127.5 - 1 for k in ("clean", "noisy"))
+            num_pixels += clean.numel() / 3
+            u = batch["u"].to(accelerator.device)
+            t = T * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
+            with accelerator.accumulate(unet):
+                x_t = scheduler.add_noise(clean, noisy, t)
+                output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
+                loss = loss_function(scheduler.get_pred_original_sample(output, t, x_t), clean)
+                micro_losses.append(accelerator.reduce(loss.detach(), "mean").item())
+                if not math.isfinite(micro_losses[-1]):
+                    files = ", ".join(dict.fromkeys(batch["files"]))
+                    raise ArithmeticError(f"The loss is {micro_losses[-1]} in step {step + 1}, on a batch of {files}.")
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            lr_scheduler.step()
-            ema.step(unet.parameters())
-            step += 1
-            loss = sum(losses_of_step) / len(losses_of_step)
-            losses_of_step = []
-            if accelerator.is_main_process:
-                log(step, {"loss": loss, "learning_rate": lr_scheduler.get_last_lr()[0]})
-            progress.update()
-            progress.set_postfix(loss=f"{loss:.4f}", waiting=f"{waited / (time.monotonic() - started):.1%}")
-            out_of_time = args.max_train_minutes and time.monotonic() - started > 60 * args.max_train_minutes
-            stop = torch.tensor(float(bool(stop_signals or out_of_time)), device=accelerator.device)
-            stop = accelerator.reduce(stop, "sum").item() > 0
-            if step % args.validation_steps == 0 or step == args.max_train_steps:
-                if accelerator.is_main_process:
-                    with weights_of(ema, pipeline.unet), accelerator.autocast():
-                        scores = validate(
-                            RealDenoisePipeline(pipeline.unet, scheduler, pixel_unshuffle=pixel_unshuffle),
-                            validation_pairs,
-                            args.validation_inference_steps,
-                            output_dir / "validation" / f"step-{step:06d}.png",
-                        )
-                    validations.append({"step": step} | scores)
+                lr_scheduler.step()
+                ema.step(unet.parameters())
+                step += 1
+                if is_main:
+                    loss = sum(micro_losses) / len(micro_losses)
+                    log(step, {"loss": loss, "learning_rate": lr_scheduler.get_last_lr()[0]})
+                    progress.set_postfix(loss=f"{loss:.4f}")
+                    progress.update()
+                micro_losses = []
+
+                # Processes hear signals and see clocks of their own, and must stop at the same step.
+                minutes = (time.monotonic() - started) / 60
+                stop = bool(signals) or (args.max_train_minutes is not None and minutes > args.max_train_minutes)
+                stop = accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum").item() > 0
+                done = step == args.max_train_steps
+                if is_main and (step % args.validation_steps == 0 or done):
+                    picture_file = output_dir / "validation" / f"step-{step:06d}.png"
+                    with averaged_weights(ema, pipeline.unet), accelerator.autocast():
+                        scores = validate(pipeline, validation_pairs, args.validation_inference_steps, picture_file)
                     log(step, scores)
+                    validations.append({"step": step} | scores)
                     logger.info(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-            if step % args.checkpointing_steps == 0 or stop or step == args.max_train_steps:
-                save(step)
-            if stop:
-                logger.info(f"Stopped after step {step}; go on with --resume_from_checkpoint latest.")
-                break
-        asked_at = time.monotonic()
+                if step % args.checkpointing_steps == 0 or stop or done:
+                    save(step)
+                if stop:
+                    break
+            asked = time.monotonic()
     progress.close()
-    if args.push_to_hub and accelerator.is_main_process:
-        repo = create_repo(args.hub_model_id or output_dir.name, private=args.hub_private_repo, exist_ok=True).repo_id
-        upload_folder(repo_id=repo, folder_path=output_dir, ignore_patterns=["checkpoint-*", "logs/*", "*.partial/*"])
+    seconds = time.monotonic() - loop_started
+    logger.info(
+        f"{'Done' if step == args.max_train_steps else 'Stopped'} after step {step}: {num_pixels / 1e6 / seconds:.3f} "
+        f"Mpx/s on each of {accelerator.num_processes} processes, {waited / seconds:.1%} of the time waiting for data."
+    )
+
+    # 5. Publish
+    if args.push_to_hub and is_main:
+        upload_folder(
+            repo_id=repo_id,
+            folder_path=output_dir,
+            allow_patterns=["model_index.json", "README.md", "unet/*", "scheduler/*"],
+        )
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (ValueError, OSError, ArithmeticError) as error:
+        sys.exit(f"train.py: {error}")

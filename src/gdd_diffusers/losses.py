@@ -1,7 +1,7 @@
 """Losses on the clean picture that the network predicts.
 
-All of them compare x0_hat, the estimate that `InterpolationScheduler.get_pred_original_sample` gives for either prediction
-type, with x_0, so that changing the prediction type does not change what is minimised.
+All of them compare x0_hat, the estimate that `InterpolationScheduler.get_pred_original_sample` gives for either
+prediction type, with x_0, so that changing the prediction type does not change what is minimised.
 """
 
 import torch
@@ -11,13 +11,14 @@ def charbonnier(prediction: torch.Tensor, target: torch.Tensor, eps: float = 1e-
     r"""
     Charbonnier loss: an L1 that is smooth at zero, the mean of \(\sqrt{(\hat{x}_0 - x_0)^2 + \epsilon^2}\).
 
-    Source: Charbonnier et al., "Two deterministic half-quadratic regularization algorithms for computed imaging", 1994.
+    Source: Charbonnier et al., "Two deterministic half-quadratic regularization algorithms for computed imaging",
+    1994.
 
     Args:
-        prediction (`torch.Tensor`): x0_hat of any shape, in [-1, 1] for the default `eps` to be about 1/8 of an 8-bit step.
+        prediction (`torch.Tensor`): x0_hat of any shape, in [-1, 1], where the default `eps` is 1/8 of an 8-bit step.
         target (`torch.Tensor`): x_0 of the same shape.
-        eps (`float`, defaults to 1e-3): Errors well below it are squared, errors well above it count as they are. It is
-            also the loss of a perfect prediction.
+        eps (`float`, defaults to 1e-3): Errors well below it are squared, errors well above it count as they are. It
+            is also the loss of a perfect prediction.
 
     Returns:
         `torch.Tensor`: the mean over all elements, a scalar in float32 or better.
@@ -82,7 +83,8 @@ def _difference(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     # Broadcasting would turn a forgotten dimension into a plausible number.
     if prediction.shape != target.shape:
         raise ValueError(
-            f"A loss needs a prediction and a target of one shape, not {tuple(prediction.shape)} and {tuple(target.shape)}."
+            f"A loss needs a prediction and a target of one shape, not {tuple(prediction.shape)} and "
+            f"{tuple(target.shape)}."
         )
     # Half precision would lose the small errors that the last decibels are made of.
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)

@@ -1,12 +1,15 @@
 """Datasets of (noisy, clean) pictures, and training batches that depend on nothing but a seed and the step's number.
 
-A data set is a `datasets.Dataset` with image columns `clean` and, for real pairs, `noisy`. What has only `clean` gets its
-noise from a simulator such as [`CameraNoise`] while training.
+A data set is a `datasets.Dataset` with the image columns `noisy` and `clean`, and `scene`, a string: two pictures of
+one scene are never split between training and validation. Clean photographs alone have no column `noisy`, and get
+their noise from a simulator such as `CameraNoise` while training.
 """
 
+import hashlib
 import io
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +24,21 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm"}
 
-# The simulator gets this much more than the crop to each side, so that its borders, and the 8x8 grid of its JPEG
+# The simulator gets this much more than the crop on each side, so that its borders, and the 8x8 grid of its JPEG
 # blocks, fall anywhere in what the network sees.
 MARGIN = 4
 
-# Pictures that share one call of the simulator. Fixed, so that the same noise falls on the same picture however the
+# Pictures that share one call of the simulator. Fixed, so that the same noise falls on the same picture however a
 # batch is divided among processes.
-SIMULATION_GROUP = 4
+SIMULATION_GROUP = 8
+
+
+# Where pictures come from
 
 
 def find_images(folder: str | Path) -> list[Path]:
     """
-    All picture files below a folder, sorted by path.
+    All picture files below a folder, sorted by path, hidden ones left out.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture.
@@ -49,56 +55,412 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def load_clean(folder: str | Path) -> datasets.Dataset:
-    """A data set with the one column `clean`: every picture below a folder, for the simulator to put noise on."""
-    return _dataset(clean=find_images(folder))
+    """
+    Every picture below a folder as `clean`, each a scene of its own, for a simulator to put noise on.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    files = find_images(folder)
+    return _from_files(files, scenes=[str(path.relative_to(folder)) for path in files])
 
 
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
     """
-    A data set of `noisy` and `clean` from two folders with the same file names (suffixes may differ).
+    Pairs from two folders with the same file names; suffixes may differ. A subfolder, if there are any, is a scene.
+
+    Args:
+        noisy_dir (`str` or `Path`): Folder of the noisy pictures.
+        clean_dir (`str` or `Path`): Folder of their clean partners.
 
     Raises:
+        FileNotFoundError: If a folder does not exist or holds no picture.
+        ValueError: If a picture has no partner, two of the same name, or one of another size.
+
+    Example:
+
+    ```py
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from gdd_diffusers.paired_data import load_pairs
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("noisy", "clean"):
+    ...     (folder / name).mkdir()
+    ...     Image.new("RGB", (8, 6)).save(folder / name / "1.png")
+    >>> dataset = load_pairs(folder / "noisy", folder / "clean")
+    >>> dataset.column_names, dataset[0]["noisy"].size
+    (['noisy', 'clean', 'scene'], (8, 6))
+
+    ```
+    """
+    by_name = []
+    for folder in (Path(noisy_dir), Path(clean_dir)):
+        names = {}
+        for path in find_images(folder):
+            name = path.relative_to(folder).with_suffix("")
+            if name in names:
+                raise ValueError(f"{names[name]} and {path} have one name; a picture needs exactly one partner.")
+            names[name] = path
+        by_name.append(names)
+    noisy, clean = by_name
+    for name in sorted(noisy.keys() ^ clean.keys()):
+        present, missing = (noisy, clean_dir) if name in noisy else (clean, noisy_dir)
+        raise ValueError(f"{present[name]} has no partner named {name}.* in {missing}.")
+    scenes = [str(name.parent if name.parent.name else name) for name in noisy]
+    return _from_files([clean[name] for name in noisy], list(noisy.values()), scenes)
+
+
+def load_marked_pairs(
+    folder: str | Path, noisy_mark: str, clean_mark: str, scene_of: Callable[[Path], str] | None = None
+) -> datasets.Dataset:
+    """
+    Pairs from one folder where the paths differ in one mark: `a/1_noisy.png` and `a/1_clean.png`.
+
+    Args:
+        folder (`str` or `Path`): Searched with its subfolders. Pictures without a mark are left alone.
+        noisy_mark (`str`): What the name of every noisy picture contains, such as `"_noisy"`.
+        clean_mark (`str`): What its partner has in that place, such as `"_clean"`.
+        scene_of (`Callable`, *optional*): From a noisy path to its scene; by default each pair is its own.
+
+    Raises:
+        FileNotFoundError: If there is no folder, no picture or none with the mark.
         ValueError: If a picture has no partner, or one of another size.
     """
-    noisy_dir, clean_dir = Path(noisy_dir), Path(clean_dir)
-    noisy = {p.relative_to(noisy_dir).with_suffix(""): p for p in find_images(noisy_dir)}
-    clean = {p.relative_to(clean_dir).with_suffix(""): p for p in find_images(clean_dir)}
-    for name in sorted(noisy.keys() ^ clean.keys()):
-        folder = noisy_dir if name not in noisy else clean_dir
-        raise ValueError(f"{noisy.get(name, clean.get(name))} has no partner named {name}.* in {folder}.")
-    return _dataset(noisy=list(noisy.values()), clean=[clean[name] for name in noisy])
+    files = find_images(folder)
+    noisy = [path for path in files if noisy_mark in path.name]
+    if not noisy:
+        raise FileNotFoundError(f"No picture in {folder} has {noisy_mark!r} in its name.")
+    clean = [path.with_name(path.name.replace(noisy_mark, clean_mark)) for path in noisy]
+    partners = set(clean)
+    for path, partner in zip(noisy, clean, strict=True):
+        if not partner.is_file():
+            raise ValueError(f"{path} has no partner {partner.name} beside it.")
+    for path in files:
+        if clean_mark in path.name and path not in partners:
+            raise ValueError(f"{path} has no partner {path.name.replace(clean_mark, noisy_mark)} beside it.")
+    scene_of = scene_of or (lambda path: str(path.relative_to(folder)))
+    return _from_files(clean, noisy, [scene_of(path) for path in noisy])
 
 
-def _dataset(**columns: list[Path]) -> datasets.Dataset:
-    if len(columns) > 1:
-        for noisy, clean in zip(*columns.values(), strict=True):
-            sizes = [_upright_size(path) for path in (noisy, clean)]
-            if sizes[0] != sizes[1]:
-                raise ValueError(
-                    f"A pair must have one size, but {noisy} is {sizes[0][0]}x{sizes[0][1]} and "
-                    f"{clean} is {sizes[1][0]}x{sizes[1][1]}."
-                )
-    features = datasets.Features({name: datasets.Image() for name in columns})
-    return datasets.Dataset.from_dict({k: [str(p) for p in v] for k, v in columns.items()}, features=features)
+def load_sidd(folder: str | Path) -> datasets.Dataset:
+    """
+    SIDD-Medium in sRGB as downloaded: `Data/0001_001_S6_.../0001_NOISY_SRGB_010.PNG` beside its `GT` partner.
+
+    The second number in the folder's name is the scene (Abdelhamed et al., CVPR 2018).
+    """
+    return load_marked_pairs(folder, "NOISY_SRGB", "GT_SRGB", lambda path: path.parent.name.split("_")[1])
 
 
-def _upright_size(path: str | Path) -> tuple[int, int]:
+def load_sidd_validation(folder: str | Path) -> datasets.Dataset:
+    """
+    The SIDD validation blocks, `ValidationNoisyBlocksSrgb.mat` and `ValidationGtBlocksSrgb.mat` [40, 32, 256, 256, 3].
+
+    Each of the 40 pictures is a scene. The blocks are kept in memory, as PNG files.
+    """
+    noisy, clean = (_read_mat(Path(folder) / f"Validation{name}BlocksSrgb.mat") for name in ("Noisy", "Gt"))
+    if noisy.shape != clean.shape:
+        raise ValueError(f"The noisy blocks in {folder} are {noisy.shape}, the clean ones {clean.shape}.")
+    blocks = np.ndindex(noisy.shape[:2])
+    return _from_arrays((noisy[i, j], clean[i, j], f"{i:04d}", f"{i:04d}_{j:02d}.png") for i, j in blocks)
+
+
+def load_polyu(folder: str | Path) -> datasets.Dataset:
+    """
+    Crops of PolyU (Xu et al., 2018) or CC (Nam et al., 2016): `..._bicycle_10_real.JPG` beside `..._mean.JPG`.
+
+    The name up to the crop's number is the scene.
+    """
+    return load_marked_pairs(folder, "_real", "_mean", lambda path: re.sub(r"_+\d+_real.*", "", path.name))
+
+
+def load_scenes(folder: str | Path) -> datasets.Dataset:
+    """
+    One subfolder per scene with several exposures, as in RENOIR and NIND: each noisy one is paired with the reference.
+
+    The reference has `reference`, `gt` or `clean` in its name (RENOIR's `Full`, nearly clean as well, is left out), or
+    else it is the one of lowest ISO, as in `NIND_tree_ISO200.png`.
+
+    Raises:
+        ValueError: If a scene has no reference, nothing else, or pictures of several sizes.
+    """
+    scenes = {}
+    for path in find_images(folder):
+        scenes.setdefault(path.parent, []).append(path)
+    clean, noisy = [], []
+    for scene, files in scenes.items():
+        named = [path for path in files if re.search(r"reference|(?<![a-z])(gt|clean)(?![a-z])", path.stem, re.I)]
+        iso = {path: int(m[1]) for path in files if (m := re.search(r"ISO_?(\d+)", path.stem, re.I))}
+        if len(named) != 1 and not iso:
+            raise ValueError(
+                f"{scene} has no reference: one picture must have 'reference', 'gt' or 'clean' in its name, or every "
+                "name its ISO."
+            )
+        reference = named[0] if len(named) == 1 else min(iso, key=iso.get)
+        others = [path for path in files if path != reference and "full" not in path.stem.lower()]
+        if not others:
+            raise ValueError(f"{scene} has a reference, {reference.name}, but no noisy picture.")
+        noisy += others
+        clean += [reference] * len(others)
+    return _from_files(clean, noisy, [str(path.parent.relative_to(folder)) for path in noisy])
+
+
+def load_dnd(folder: str | Path) -> datasets.Dataset:
+    """
+    The noisy crops of DND in sRGB, rounded to 8 bits: `info.mat` and `images_srgb/*.mat`. There are no clean ones.
+
+    The boxes in `info.mat` count from 1 and hold top, left, bottom, right (Plötz and Roth, CVPR 2017).
+    """
+    import h5py
+
+    def crops():
+        with h5py.File(Path(folder) / "info.mat") as file:
+            boxes = [np.array(file[reference]).T.astype(int) for reference in file["info/boundingboxes"][0]]
+        for i, boxes_of_picture in enumerate(boxes, 1):
+            with h5py.File(Path(folder) / "images_srgb" / f"{i:04d}.mat") as file:
+                picture = np.array(file["InoisySRGB"]).T
+            for j, (top, left, bottom, right) in enumerate(boxes_of_picture, 1):
+                crop = (picture[top - 1 : bottom, left - 1 : right] * 255).round().astype(np.uint8)
+                yield crop, None, f"{i:04d}", f"{i:04d}_{j:02d}.png"
+
+    return _from_arrays(crops()).remove_columns("clean")
+
+
+LAYOUTS = {
+    "clean": load_clean,
+    "sidd": load_sidd,
+    "sidd-validation": load_sidd_validation,
+    "polyu": load_polyu,
+    "cc": load_polyu,
+    "scenes": load_scenes,
+    "dnd": load_dnd,
+}
+
+
+def load_hub_dataset(
+    name: str,
+    split: str = "train",
+    noisy_column: str = "noisy",
+    clean_column: str = "clean",
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    A dataset on the Hub or in a folder, such as `examples/prepare_data.py` writes; memory-mapped, or streamed.
+
+    Args:
+        name (`str`): Repo id or folder.
+        split (`str`, defaults to `"train"`): Which split.
+        noisy_column (`str`, defaults to `"noisy"`): Its image column of noisy pictures; may be missing.
+        clean_column (`str`, defaults to `"clean"`): Its image column of clean pictures.
+        streaming (`bool`, defaults to `False`): Read it in order as it comes, without storing it.
+
+    Raises:
+        ValueError: If a column is missing or holds no pictures.
+    """
+    dataset = datasets.load_dataset(name, split=split, streaming=streaming)
+    columns = {clean_column: "clean"}
+    if noisy_column in dataset.features or noisy_column != "noisy":
+        columns[noisy_column] = "noisy"
+    for column in columns:
+        if not isinstance(dataset.features.get(column), datasets.Image):
+            raise ValueError(f"{name} has no image column {column!r}; its columns are {', '.join(dataset.features)}.")
+    kept = [*columns, "scene"] if "scene" in dataset.features else list(columns)
+    dataset = dataset.select_columns(kept)
+    return dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+
+
+def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    Divide a data set into (training, held out) so that no scene is in both; rows without `scene` are one each.
+
+    Which scenes are held out depends on their names alone, so that it stays when others are added.
+
+    Args:
+        share (`float`, defaults to 0.05): Of the scenes to hold out, at least one.
+
+    Raises:
+        ValueError: If there is but one scene.
+    """
+    scenes = dataset["scene"] if "scene" in dataset.column_names else [str(i) for i in range(len(dataset))]
+    scenes = list(scenes)
+    ordered = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
+    if len(ordered) < 2:
+        raise ValueError("All pictures are of one scene, so that none can be held out to validate on.")
+    held_out = set(ordered[: max(1, round(share * len(ordered)))])
+    rows = {is_held: [i for i, scene in enumerate(scenes) if (scene in held_out) == is_held] for is_held in (0, 1)}
+    return dataset.select(rows[0]), dataset.select(rows[1])
+
+
+def _from_files(clean: list[Path], noisy: list[Path] | None = None, scenes: Iterable[str] = ()) -> datasets.Dataset:
+    columns = {"noisy": noisy, "clean": clean} if noisy else {"clean": clean}
+    for a, b in zip(noisy or [], clean, strict=bool(noisy)):
+        try:
+            sizes = [upright_size(path) for path in (a, b)]
+        except OSError:
+            continue  # whoever reads the pictures will count it among the unreadable ones
+        if sizes[0] != sizes[1]:
+            (w, h), (other_w, other_h) = sizes
+            raise ValueError(f"A pair must have one size, but {a} is {w}x{h} and {b} is {other_w}x{other_h}.")
+    features = {name: datasets.Image() for name in columns} | {"scene": datasets.Value("string")}
+    data = {name: [str(path) for path in paths] for name, paths in columns.items()} | {"scene": list(scenes)}
+    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+
+
+def _from_arrays(rows: Iterable[tuple[np.ndarray, np.ndarray | None, str, str]]) -> datasets.Dataset:
+    """(noisy, clean, scene, name) to a data set of PNG files in memory."""
+    columns = {"noisy": [], "clean": [], "scene": []}
+    for noisy, clean, scene, name in rows:
+        columns["noisy"].append({"bytes": to_png(noisy), "path": name})
+        columns["clean"].append(None if clean is None else {"bytes": to_png(clean), "path": name})
+        columns["scene"].append(scene)
+    features = {"noisy": datasets.Image(), "clean": datasets.Image(), "scene": datasets.Value("string")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _read_mat(path: Path) -> np.ndarray:
+    """The one array, named as the file, of a MATLAB file."""
+    import scipy.io
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return scipy.io.loadmat(path)[path.stem]
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture file as it is shown, from its header alone."""
     with Image.open(path) as image:
         turned = image.getexif().get(0x0112, 1) > 4
         return image.size[::-1] if turned else image.size
 
 
-def _decode(cell: dict) -> np.ndarray:
-    """A cell of an undecoded image column to uint8 [H, W, 3]."""
+def decode(cell: dict) -> np.ndarray:
+    """A cell of an image column cast to `decode=False`, to uint8 [H, W, 3], upright."""
     with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey instead of scaling it
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] to a PNG file. Noise cannot be compressed, so little is lost by compressing fast."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+# How they are read
+
+
+class Pictures:
+    """
+    The decoded rows of a data set, kept in memory once read for as long as half of the machine's memory stays free.
+
+    A file that cannot be read is named in a warning, skipped and counted.
+
+    Args:
+        dataset (`datasets.Dataset`): With an image column `clean`, and `noisy` for real pairs.
+
+    Raises:
+        ValueError: When more than 1% of the rows, and more than one, cannot be read; when a pair's sizes differ.
+    """
+
+    def __init__(self, dataset: datasets.Dataset):
+        self.columns = [name for name in ("noisy", "clean") if name in dataset.features]
+        for name in self.columns:
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        self.dataset = dataset
+        self.kept = {}
+        self.unreadable = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict | None:
+        """`clean` (uint8 [H, W, 3]), `noisy` if there is one, and `file`, their name; `None` for an unreadable row."""
+        if row in self.kept:
+            return self.kept[row]
+        picture = self.read(self.dataset[row], row, len(self))
+        if psutil.virtual_memory().available > psutil.virtual_memory().total / 2:
+            self.kept[row] = picture
+        return picture
+
+    def draw(self, rng: np.random.Generator, sample_number: int) -> dict:
+        """A readable row chosen by `rng`."""
+        while True:
+            picture = self[int(rng.integers(len(self)))]
+            if picture is not None:
+                return picture
+
+    def read(self, cells: dict, row: int, num_rows: int) -> dict | None:
+        file = cells["clean"]["path"] or f"row {row}"
+        try:
+            picture = {name: decode(cells[name]) for name in self.columns}
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
+            if row not in self.unreadable:
+                logger.warning(f"{file} cannot be read and is left out: {error}")
+            self.unreadable[row] = file
+            if len(self.unreadable) > max(1, 0.01 * num_rows):
+                names = ", ".join(list(self.unreadable.values())[:10])
+                raise ValueError(
+                    f"{len(self.unreadable)} of {num_rows} pictures cannot be read, which is more than 1%: {names}."
+                ) from error
+            return None
+        shapes = [image.shape for image in picture.values()]
+        if shapes[0] != shapes[-1]:
+            raise ValueError(f"A pair must have one size, but {file} is {shapes[0][1::-1]} and {shapes[-1][1::-1]}.")
+        return picture | {"file": file}
+
+
+class StreamedPictures(Pictures):
+    """
+    The rows of a streamed data set in a fixed, shuffled order, pass after pass: sample n of the training is row n.
+
+    Every process reads the whole stream and decodes its own rows only, and going on at row n reads past those before.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, seed: int):
+        super().__init__(dataset.shuffle(seed=seed, buffer_size=256))
+        self.rewind()
+
+    def rewind(self):
+        self.epoch = -1
+        self.position = 0  # of the next row, counted over all passes
+        self.rows = iter(())
+        self.last = None  # the picture before, which takes the place of an unreadable one
+
+    def draw(self, rng: np.random.Generator, sample_number: int) -> dict:
+        """Row `sample_number`, counted over all passes."""
+        if sample_number < self.position:
+            self.rewind()
+        while True:
+            cells = next(self.rows, None)
+            if cells is None:
+                if self.epoch >= 0 and self.position == 0:
+                    raise ValueError("The streamed data set is empty.")
+                self.epoch += 1
+                self.dataset.set_epoch(self.epoch)
+                self.rows = iter(self.dataset)
+                continue
+            self.position += 1
+            # The row before is decoded too, should this one be unreadable where the training goes on.
+            if self.position >= sample_number:
+                self.last = self.read(cells, self.position, max(self.position, 100)) or self.last
+            if self.position > sample_number and self.last is not None:
+                return self.last
 
 
 @dataclass
 class Source:
-    """One data set to draw from, how often, and what makes its noise if it has no column `noisy`."""
+    """
+    One data set to learn from.
 
-    dataset: datasets.Dataset
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): With `clean`, and `noisy` unless it is simulated.
+        weight (`float`): How often to draw from it, relative to the others.
+        simulator (`Callable`, *optional*): `(clean, generator=) -> (clean, noisy)`, float [B, 3, H, W] in [0, 1].
+    """
+
+    dataset: datasets.Dataset | datasets.IterableDataset
     weight: float
     simulator: Callable | None = None
 
@@ -107,20 +469,38 @@ class TrainingBatches(torch.utils.data.Dataset):
     """
     Item k is batch k of the training, a function of `seed`, k and the process alone.
 
-    So a training resumes at any step with the data it would have had, without reading what came before, and two
-    processes with batches of b see together what one process sees with a batch of 2b.
+    So a training goes on at any step with the data it would have had, and two processes with batches of b (a multiple
+    of 8 where noise is simulated) see together what one process sees with a batch of 2b.
 
     Args:
-        sources (`list[Source]`): Where pictures are drawn from, each picture of a source as often as the next.
+        sources (`list[Source]`): Where pictures are drawn from, each row of a source as often as the next.
         batch_size (`int`): Pictures per process and batch at the first crop size of the schedule.
-        crop_schedule (`list[tuple[int, float]]`): Pairs of a crop size in pixels and the share of the training up to
-            which it is used, such as `[(96, 0.5), (128, 1.0)]`. Larger crops make smaller batches of as many pixels.
+        crop_schedule (`list[tuple[int, float]]`): Crop sizes in pixels and the share of the training that each is used
+            up to, such as `[(96, 0.5), (128, 1.0)]`. Larger crops make smaller batches of about as many pixels.
         num_batches (`int`): Length of the training.
-        seed (`int`): Chooses everything.
-        process_index (`int`), num_processes (`int`): This process and how many there are.
+        seed (`int`, defaults to 0): Chooses everything.
+        process_index (`int`, defaults to 0), num_processes (`int`, defaults to 1): This process among how many.
 
-    Items are dicts of `noisy` and `clean` (uint8, [B, 3, crop, crop]), `u` (float32, [B], uniform in [0, 1), to draw
-    t with) and `files`, the names of the pictures.
+    Items are dicts of `noisy` and `clean` (uint8, [B, 3, crop, crop]), `u` (float32, [B], uniform in [0, 1), for the
+    times) and `files`, the names of the pictures.
+
+    Raises:
+        ValueError: If a picture is smaller than the largest crop (and, where noise is simulated, 4 px on each side).
+
+    Example:
+
+    ```py
+    >>> import datasets
+    >>> from PIL import Image
+    >>> from gdd_diffusers.paired_data import Source, TrainingBatches
+
+    >>> pictures = [Image.effect_noise((64, 48), 50).convert("RGB") for _ in range(3)]
+    >>> dataset = datasets.Dataset.from_dict({"noisy": pictures, "clean": pictures})
+    >>> batches = TrainingBatches([Source(dataset, weight=1)], batch_size=4, crop_schedule=[(32, 1.0)], num_batches=10)
+    >>> batches[7]["noisy"].shape, bool((batches[7]["noisy"] == batches[7]["clean"]).all())
+    (torch.Size([4, 3, 32, 32]), True)
+
+    ```
     """
 
     def __init__(
@@ -133,28 +513,38 @@ class TrainingBatches(torch.utils.data.Dataset):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.sources = sources
-        self.batch_size = batch_size
-        self.crop_schedule = crop_schedule
-        self.num_batches = num_batches
-        self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.simulators = [source.simulator for source in sources]
+        for source in sources:
+            if source.simulator is None and "noisy" not in source.dataset.features:
+                raise ValueError("A source of clean pictures alone needs a simulator.")
         weights = np.array([source.weight for source in sources], dtype=np.float64)
         self.probabilities = weights / weights.sum()
-        self.pictures = [Pictures(source.dataset) for source in sources]
+        self.pictures = [
+            StreamedPictures(source.dataset, seed)
+            if isinstance(source.dataset, datasets.IterableDataset)
+            else Pictures(source.dataset)
+            for source in sources
+        ]
+        self.seed, self.process_index = seed, process_index
+
+        self.crop_sizes = np.empty(num_batches, dtype=int)
+        for crop, until in reversed(crop_schedule):
+            self.crop_sizes[: round(until * num_batches)] = crop
+        shrinkage = (crop_schedule[0][0] / self.crop_sizes) ** 2
+        self.batch_sizes = np.maximum(1, np.rint(batch_size * shrinkage).astype(int))
+        # Number of the first sample of each batch, counted over all processes.
+        self.first_samples = num_processes * (np.cumsum(self.batch_sizes) - self.batch_sizes)
+
+        for source, pictures in zip(sources, self.pictures, strict=True):
+            check_sizes(pictures, max(crop for crop, _ in crop_schedule) + (2 * MARGIN if source.simulator else 0))
 
     def __len__(self) -> int:
-        return self.num_batches
-
-    def crop_and_batch_size(self, k: int) -> tuple[int, int]:
-        crop = next(size for size, until in self.crop_schedule if k < until * self.num_batches)
-        return crop, max(1, round(self.batch_size * (self.crop_schedule[0][0] / crop) ** 2))
+        return len(self.crop_sizes)
 
     def __getitem__(self, k: int) -> dict:
-        crop, batch_size = self.crop_and_batch_size(k)
+        crop, batch_size = int(self.crop_sizes[k]), int(self.batch_sizes[k])
         first = self.process_index * batch_size
-        samples = [self.draw(np.random.default_rng([self.seed, k, first + i]), crop) for i in range(batch_size)]
+        samples = [self.draw_sample(k, i, crop) for i in range(first, first + batch_size)]
         for start in range(0, batch_size, SIMULATION_GROUP):
             self.simulate(samples[start : start + SIMULATION_GROUP], crop)
         return {
@@ -164,43 +554,38 @@ class TrainingBatches(torch.utils.data.Dataset):
             "files": [sample["file"] for sample in samples],
         }
 
-    def draw(self, rng: np.random.Generator, crop: int) -> dict:
-        """One crop of one picture, flipped and turned at random."""
-        while True:
-            chosen = rng.choice(len(self.sources), p=self.probabilities)
-            simulator, pictures = self.sources[chosen].simulator, self.pictures[chosen]
-            row = int(rng.integers(len(pictures)))
-            picture = pictures[row]
-            if picture is not None:
-                break
+    def draw_sample(self, k: int, i: int, crop: int) -> dict:
+        """Sample i of batch k, counted over all processes: a crop of a picture, flipped and turned at random."""
+        rng = np.random.default_rng([self.seed, k, i])
+        source = rng.choice(len(self.pictures), p=self.probabilities)
+        simulator = self.simulators[source]
+        picture = self.pictures[source].draw(rng, self.first_samples[k] + i)
         size = crop + 2 * MARGIN if simulator else crop
         height, width = picture["clean"].shape[:2]
         if min(height, width) < size:
-            raise ValueError(
-                f"{pictures.name(row)} is {width}x{height}, too small for crops of {crop} px (needs {size}); "
-                "remove it or choose a smaller crop size."
-            )
+            raise ValueError(_too_small(picture["file"], (width, height), size))
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         turns, flip = rng.integers(4), rng.integers(2)
-
-        def cut(image):
-            image = np.rot90(image[top : top + size, left : left + size], turns)
-            return torch.from_numpy(np.ascontiguousarray((image[:, ::-1] if flip else image).transpose(2, 0, 1)))
-
-        sample = {name: cut(image) for name, image in picture.items()}
-        offset = rng.integers(2 * MARGIN + 1, size=2) if simulator else (0, 0)
-        return sample | {
-            "simulator": simulator,
-            "offset": offset,
-            "noise_seed": int(rng.integers(2**63)),
+        sample = {
+            "file": picture["file"],
             "u": rng.random(dtype=np.float32),
-            "file": pictures.name(row),
+            "simulator": simulator,
+            "noise_seed": int(rng.integers(2**63)),
+            "offset": rng.integers(2 * MARGIN + 1, size=2),
         }
+        for name in ("noisy", "clean"):
+            if name in picture:
+                image = np.rot90(picture[name][top : top + size, left : left + size], turns)
+                image = image[:, ::-1] if flip else image
+                sample[name] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return sample
 
     def simulate(self, samples: list[dict], crop: int):
-        """Put noise on those of the samples that have none."""
-        for simulator in {id(s["simulator"]): s["simulator"] for s in samples if s["simulator"]}.values():
+        """Put noise on those of the samples that are to be simulated, and cut them to the crop."""
+        for simulator in filter(None, dict.fromkeys(self.simulators)):
             group = [sample for sample in samples if sample["simulator"] is simulator]
+            if not group:
+                continue
             generator = torch.Generator().manual_seed(group[0]["noise_seed"])
             clean, noisy = simulator(torch.stack([s["clean"] for s in group]) / 255, generator=generator)
             for i, sample in enumerate(group):
@@ -209,39 +594,23 @@ class TrainingBatches(torch.utils.data.Dataset):
                     sample[name] = (batch[i, :, top : top + crop, left : left + crop] * 255).round().to(torch.uint8)
 
 
-class Pictures:
-    """The decoded rows of a data set, kept in memory once read as long as they take at most half of what is free."""
-
-    def __init__(self, dataset: datasets.Dataset):
-        self.columns = [name for name in ("noisy", "clean") if name in dataset.column_names]
-        for name in self.columns:
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-        self.dataset = dataset
-        self.kept = {}
-        self.free_bytes = psutil.virtual_memory().available // 2
-        self.unreadable = set()
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def name(self, row: int) -> str:
-        return self.dataset[row]["clean"]["path"] or f"row {row}"
-
-    def __getitem__(self, row: int) -> dict[str, np.ndarray] | None:
-        """The pictures of a row by column; None, with a warning, where a file cannot be read."""
-        if row in self.kept:
-            return self.kept[row]
+def check_sizes(pictures: Pictures, smallest: int):
+    """Raise a ValueError if a file of the data set is smaller, as far as can be known without reading pictures."""
+    if isinstance(pictures, StreamedPictures):
+        return
+    for cell in pictures.dataset["clean"]:
+        if cell["bytes"] is not None:
+            return  # stored in the data set itself, where sizes are seen when read
         try:
-            picture = {name: _decode(self.dataset[row][name]) for name in self.columns}
-        except (OSError, SyntaxError, ValueError) as error:
-            self.unreadable.add(row)
-            logger.warning(f"{self.name(row)} cannot be read and is left out ({error}).")
-            if len(self.unreadable) > max(1, 0.01 * len(self)):
-                names = ", ".join(self.name(i) for i in sorted(self.unreadable))
-                raise ValueError(f"More than 1% of the pictures cannot be read: {names}.") from error
-            picture = None
-        size = sum(image.nbytes for image in picture.values()) if picture else 0
-        if size <= self.free_bytes:
-            self.free_bytes -= size
-            self.kept[row] = picture
-        return picture
+            size = upright_size(cell["path"])
+        except OSError:
+            continue
+        if min(size) < smallest:
+            raise ValueError(_too_small(cell["path"], size, smallest))
+
+
+def _too_small(file: str, size: tuple[int, int], smallest: int) -> str:
+    return (
+        f"{file} is {size[0]}x{size[1]}, but training needs sides of at least {smallest} px: leave it out or choose a "
+        "smaller crop."
+    )
