@@ -18,7 +18,7 @@ PRESETS = {
     # Small sensors: the SIDD line of Zamir et al. (CycleISP, CVPR 2020), shot variance 6.87e-4 to 0.0219 for ISO 100
     # to 3200, a plain ISP and little or no in-camera denoising.
     "phone": {
-        "log_iso": (math.log(100), math.log(6400)),
+        "log_iso": (math.log(50), math.log(4000)),
         "log_shot_per_iso": (math.log(6.0e-6), math.log(7.9e-6)),
         "read_slope": (1.85, 1.85),
         "log_read_offset": (0.30 * math.log(10) - 0.46, 0.30 * math.log(10) + 0.46),
@@ -27,13 +27,13 @@ PRESETS = {
         "bits": (9.5, 12.0),
         "log_exposure": (math.log(0.08), math.log(1.3)),
         "contrast": (1.0, 1.5),
-        "colour_matrix": (1.0, 1.0),
+        "colour_matrix": (0.6, 1.0),
         "red_gain": (1.4, 2.4),
         "blue_gain": (1.3, 2.2),
         "malvar": (0.7, 1.0),
-        "luma_denoise": (0.0, 0.15),
+        "luma_denoise": (0.0, 0.2),
         "chroma_denoise": (0.0, 0.1),
-        "sharpen": (0.0, 0.4),
+        "sharpen": (0.0, 0.2),
         "log_zoom": (0.0, 0.0),
         "jpeg_share": (0.2, 0.2),
         "chroma_subsampling": (0.0, 3.0),
