@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -30,19 +29,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, stop_signals
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from diffusers.utils import make_image_grid
-from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
-from PIL import Image
+from huggingface_hub import create_repo, upload_folder
 from tqdm.auto import tqdm
+from training.card import write_card
+from training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, stop_signals
+from training.validation import held_out_pairs, validate
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
 from gdd_diffusers.camera_noise import CameraNoise
-from gdd_diffusers.metrics import psnr, ssim
 from gdd_diffusers.paired_data import (
-    Pictures,
     Source,
     TrainingBatches,
     load_clean,
@@ -55,6 +52,7 @@ from gdd_diffusers.paired_data import (
 logger = logging.getLogger("train")
 
 CONFIGS = Path(__file__).parent / "configs"
+PRESETS = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
 
 
 def positive(text: str) -> int:
@@ -88,19 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", type=float, nargs="+", help="How often to draw from each of the above, in this order.")
     add("--streaming", action="store_true", help="Read the datasets as they come, without storing them.")
     add("--noise_preset", default="mixed", help="The cameras that `CameraNoise` simulates.")
-    add(
-        "--crop_size",
-        type=crop_schedule,
-        default="96",
-        help="Pixels, or a schedule by share of the training: 96:0.5,128:0.8,192.",
-    )
+    add("--crop_size", type=crop_schedule, default="96", help="Pixels, or by share of the steps: 96:0.5,128:0.8,192.")
     add("--dataloader_num_workers", type=int, default=1, help="Processes that prepare batches.")
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--model_config",
-        default="gdd-small",
-        help=f"JSON file or {', '.join(p.stem for p in CONFIGS.glob('*.json'))}.",
-    )
+    add("--model_config", default="gdd-small", help=f"JSON file, or {PRESETS}.")
     add("--pretrained_model", help="Folder or Hub repo of a pipeline to train further, instead of a new model.")
     add("--prediction_type", choices=["sample", "flow_prediction"], help="The output is x0 (default) or the noise.")
     add = parser.add_argument_group("training").add_argument
@@ -111,9 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_train_steps", type=positive, default=20_000, help="Length of the whole training.")
     add("--max_train_minutes", type=float, help="Save and exit after this long, to be resumed.")
     add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
-    add(
-        "--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: t = T (1 - u^2), nearer to T."
-    )
+    add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
     add("--learning_rate", type=float, default=1e-3)
     add("--lr_scheduler", default="cosine", help="Any name that diffusers' get_scheduler knows.")
     add("--lr_warmup_steps", type=int, default=200)
@@ -123,9 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ema_decay", type=float, default=0.999)
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: what accelerate was configured with.")
     add = parser.add_argument_group("validating and saving").add_argument
-    add(
-        "--validation_dir", help="Held-out pairs, in noisy/ and clean/. Default: the datasets' split, or 5% of scenes."
-    )
+    add("--validation_dir", help="Pairs in noisy/ and clean/. Default: the datasets' own, or 5%% of the scenes.")
     add("--validation_steps", type=positive, default=1000)
     add("--num_validation_images", type=positive, default=8)
     add("--validation_inference_steps", type=positive, nargs="+", default=[1, 4])
@@ -170,8 +155,7 @@ def build_pipeline(args) -> RealDenoisePipeline:
     if not file.is_file():
         file = CONFIGS / f"{args.model_config}.json"
     if not file.is_file():
-        known = ", ".join(path.stem for path in CONFIGS.glob("*.json"))
-        raise FileNotFoundError(f"--model_config {args.model_config} is neither a file nor one of {known}.")
+        raise FileNotFoundError(f"--model_config {args.model_config} is neither a file nor one of: {PRESETS}.")
     config = json.loads(file.read_text())
     classes = {"LocalUNet2DModel": LocalUNet2DModel, "UNet2DModel": diffusers.UNet2DModel}
     class_name, pixel_unshuffle = config.pop("_class_name", None), config.pop("pixel_unshuffle", 1)
@@ -205,22 +189,9 @@ def load_data(args) -> tuple[list[Source], list[tuple[torch.Tensor, torch.Tensor
         Source(dataset, weight, None if "noisy" in dataset.features else simulator)
         for dataset, weight in zip(train, args.weights or sizes, strict=True)
     ]
-    pairs = []
-    for dataset in held_out:
-        count = min(-(-args.num_validation_images // len(held_out)), len(dataset))
-        pictures = Pictures(dataset.select([i * len(dataset) // count for i in range(count)]))
-        for picture in filter(None, map(pictures.__getitem__, range(count))):
-            clean, noisy = centre_crop(picture["clean"]), centre_crop(picture.get("noisy", picture["clean"]))
-            if "noisy" not in picture:
-                clean, noisy = simulator(clean, generator=torch.Generator().manual_seed(len(pairs)))
-            pairs.append((noisy, clean))
+    count = -(-args.num_validation_images // len(held_out))
+    pairs = [pair for dataset in held_out for pair in held_out_pairs(dataset, simulator, count)]
     return sources, pairs
-
-
-def centre_crop(pixels, size=256) -> torch.Tensor:
-    """uint8 [H, W, 3] to float [1, 3, h, w] in [0, 1], sides at most `size`."""
-    top, left = (max(0, side - size) // 2 for side in pixels.shape[:2])
-    return torch.from_numpy(pixels[top : top + size, left : left + size].copy()).permute(2, 0, 1)[None] / 255
 
 
 @contextmanager
@@ -231,76 +202,6 @@ def averaged_weights(ema, unet):
         yield
     finally:
         ema.restore(unet.parameters())
-
-
-def validate(pipeline, pairs, inference_steps, picture_file) -> dict[str, float]:
-    """Mean PSNR and SSIM under both rules; writes noisy, denoised and clean pictures side by side, one pair a row."""
-    scores, shown = {}, []
-    for noisy, clean in pairs:
-        outputs = {"noisy": noisy}
-        for rule in ("improved", "origin"):
-            scheduler = InterpolationScheduler.from_config(pipeline.scheduler.config, step_rule=rule)
-            walk = RealDenoisePipeline(pipeline.unet, scheduler, pixel_unshuffle=pipeline.config.pixel_unshuffle)
-            walk.set_progress_bar_config(disable=True)
-            for n in inference_steps:
-                outputs[f"{rule}_{n}"] = walk(noisy, num_inference_steps=n, output_type="pt").images.cpu()
-        for name, output in outputs.items():
-            scores.setdefault(f"psnr/{name}", []).append(psnr(output, clean).item())
-            scores.setdefault(f"ssim/{name}", []).append(ssim(output, clean).item())
-        row = [noisy, outputs[f"improved_{inference_steps[0]}"], clean]
-        shown += [Image.fromarray((p[0].permute(1, 2, 0) * 255).round().byte().numpy()) for p in row]
-    picture_file.parent.mkdir(exist_ok=True)
-    make_image_grid(shown, rows=len(pairs), cols=3, resize=256).save(picture_file)
-    return {name: sum(values) / len(values) for name, values in scores.items()}
-
-
-CARD = """# {name}
-
-A general denoising diffusion model that takes the noise off photographs.
-
-```py
-from gdd_diffusers import RealDenoisePipeline
-from PIL import Image
-
-pipe = RealDenoisePipeline.from_pretrained("{name}")
-pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
-```
-
-## Training
-
-Data: {data}. Licence of the weights: {license}.
-
-```bash
-{command}
-```
-
-{done} of {total} steps. Mean PSNR in dB on {num_pairs} held-out pairs of at most 256 px, by rule and number of steps:
-
-{table}
-"""
-
-
-def write_card(file: Path, args, step: int, data: str, num_pairs: int, validations: list[dict]):
-    """A model card with usage, data, the command that trained the model and its curve."""
-    words = ["=".join(Path(p).name if os.path.exists(p) else p for p in word.split("=")) for word in args.command]
-    columns = ["step"] + [key for key in (validations[-1] if validations else {}) if key.startswith("psnr/")]
-    shown = validations[:: -(-len(validations) // 20) or 1]
-    rows = [[f"{line[key]:.2f}" if "/" in key else str(line[key]) for key in columns] for line in shown]
-    lines = [[key.removeprefix("psnr/").replace("_", " ") for key in columns], ["---"] * len(columns), *rows]
-    text = CARD.format(
-        name=args.hub_model_id or Path(args.output_dir).name,
-        data=data,
-        license=args.license,
-        command=shlex.join(["accelerate", "launch", "examples/train.py", *words]),
-        done=step,
-        total=args.max_train_steps,
-        num_pairs=num_pairs,
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
-    )
-    yaml = ModelCardData(
-        license=args.license, library_name="diffusers", pipeline_tag="image-to-image", tags=["image-denoising"]
-    )
-    ModelCard(f"---\n{yaml.to_yaml()}\n---\n\n{text}").save(file)
 
 
 # The training
