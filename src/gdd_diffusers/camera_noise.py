@@ -42,21 +42,21 @@ PRESETS = {
     # Large sensors: a full well of some 60,000 electrons at ISO 100, the shot-to-read relation of Brooks et al. (CVPR
     # 2019), and the JPEG file that the camera itself writes.
     "camera": {
-        "log_iso": (math.log(2500), math.log(25600)),
+        "log_iso": (math.log(3200), math.log(25600)),
         "log_shot_per_iso": (math.log(1.2e-7), math.log(2.4e-7)),
         "read_slope": (2.18, 2.18),
         "log_read_offset": (1.20 - 0.5, 1.20 + 0.5),
         "tail": (0.0, 0.2),
-        "row": (0.1, 1.0),
+        "row": (0.2, 1.2),
         "bits": (12.0, 14.0),
         "log_exposure": (math.log(0.25), math.log(1.3)),
         "contrast": (1.0, 1.6),
-        "colour_matrix": (0.2, 0.7),
+        "colour_matrix": (0.0, 0.5),
         "red_gain": (1.2, 1.8),
         "blue_gain": (1.2, 1.9),
         "malvar": (0.8, 1.0),
-        "luma_denoise": (0.3, 1.1),
-        "chroma_denoise": (0.8, 1.6),
+        "luma_denoise": (0.2, 1.3),
+        "chroma_denoise": (1.0, 2.0),
         "sharpen": (0.0, 0.3),
         "log_zoom": (0.1, 0.6),
         "jpeg_share": (1.0, 1.0),
@@ -267,16 +267,17 @@ def _blur3(x, weight):
 
 
 def _blur_with_holes(x, step):
-    """The B3 spline 1/16 [1 4 6 4 1] along both axes, its taps `step` pixels apart."""
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device, dtype=x.dtype) / 16
-    b, c, h, w = x.shape
-    x = F.pad(x.reshape(b * c, 1, h, w), (2 * step,) * 4, "replicate")
-    x = F.conv2d(F.conv2d(x, kernel.view(1, 1, 5, 1), dilation=(step, 1)), kernel.view(1, 1, 1, 5), dilation=(1, step))
-    return x.reshape(b, c, h, w)
+    """The B3 spline [1, 4, 6, 4, 1] / 16 along both axes, its taps `step` pixels apart."""
+    x = F.pad(x, (2 * step,) * 4, "replicate")
+    for axis in (2, 3):
+        length = x.shape[axis] - 4 * step
+        tap = [x.narrow(axis, i * step, length) for i in range(5)]
+        x = (tap[0] + tap[4] + 4 * (tap[1] + tap[3]) + 6 * tap[2]) / 16
+    return x
 
 
 def denoise_in_camera(noisy, sigma, p):
-    """Garrote thresholds on an a trous wavelet transform of luma and chroma, and sharpening."""
+    """Wiener shrinkage of an a trous wavelet transform of luma and chroma, then sharpening."""
     ycbcr = _mix(RGB_TO_YCBCR.to(noisy), noisy)
     threshold = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
     one = torch.ones_like(p["sharpen"])
@@ -285,7 +286,8 @@ def denoise_in_camera(noisy, sigma, p):
     for level, scale in enumerate(SCALES):
         smooth = _blur_with_holes(ycbcr, 2**level)
         detail = ycbcr - smooth
-        detail = detail * (1 - (scale * threshold) ** 2 / detail.square().clamp(min=1e-12)).clamp(min=0)
+        energy = _blur_with_holes(detail.square(), 2**level)
+        detail = detail * energy / (energy + (scale * threshold) ** 2 + 1e-12)
         out = out + (sharpen * detail if level == 0 else detail)
         ycbcr = smooth
     return _mix(torch.linalg.inv(RGB_TO_YCBCR).to(noisy), out + ycbcr).clamp(0, 1)
