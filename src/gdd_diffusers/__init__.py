@@ -1,8 +1,29 @@
 """Real-world image denoising as a first-class citizen of Hugging Face diffusers."""
 
-from .pipeline_real_denoise import RealDenoisePipeline
-from .scheduling_interpolation import InterpolationScheduler
-from .unet_local import LocalUNet2DModel
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+
+if TYPE_CHECKING:
+    from .pipeline_real_denoise import RealDenoisePipeline
+    from .scheduling_interpolation import InterpolationScheduler
+    from .unet_local import LocalUNet2DModel
 
 __all__ = ["InterpolationScheduler", "LocalUNet2DModel", "RealDenoisePipeline"]
+
+# Imported when first asked for, as diffusers does with its own: its models and pipelines take a second to import.
+_MODULES = {
+    "InterpolationScheduler": "scheduling_interpolation",
+    "LocalUNet2DModel": "unet_local",
+    "RealDenoisePipeline": "pipeline_real_denoise",
+}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,389 @@
+"""The `gdd` command. Heavy imports wait until a command needs them, so that `gdd --help` answers at once."""
+
+import sys
+import time
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(
+    help="Removes noise from photographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SUFFIX = "_denoised"  # of results that lie beside their inputs
+
+
+class Rule(StrEnum):
+    improved = "improved"
+    origin = "origin"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Preset(StrEnum):
+    mixed = "mixed"
+    phone = "phone"
+    camera = "camera"
+    gaussian = "gaussian"
+
+
+def say(message: str):
+    typer.echo(message, err=True)
+
+
+def fail(message: str, code: int = 1) -> typer.Exit:
+    say(f"gdd: {message}")
+    return typer.Exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one sentence; libraries put whole pages into their messages, of which the first line says what."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def choose_device(device: str, dtype: str):
+    """The device and dtype to compute with; `auto` is the fastest that leaves the result as it is in float32."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, is_there in available.items() if is_there)
+    elif not available[device]:
+        raise fail(f"this machine has no {device} device; try --device auto.", 2)
+    if dtype == "auto":
+        # where bfloat16 is only emulated it is slower than float32, and on mps it has not been measured
+        fast = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
+            "mps": lambda: False,
+        }
+        dtype = "bfloat16" if fast[device]() else "float32"
+    return torch.device(device), getattr(torch, dtype)
+
+
+def load_pipeline(model: str | None, **kwargs):
+    """A pipeline from a folder, `ORG/NAME` or `ORG/NAME@REVISION`, or the bundled weights."""
+    from diffusers.utils import logging
+
+    from .pipeline_real_denoise import RealDenoisePipeline
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name, _, revision = (model or "").partition("@")
+    if model and not Path(model).exists() and revision:
+        model, kwargs["revision"] = name, revision
+    try:
+        return RealDenoisePipeline.from_pretrained(model, **kwargs)
+    except Exception as error:  # whatever a library raises, the user asked for a model and gets a sentence about it
+        raise fail(f"cannot load the model {model or 'that comes with gdd'}: {one_line(error)}") from None
+
+
+def plan_outputs(inputs: list[Path], output: Path | None, format: str | None, recursive: bool) -> dict[Path, Path]:
+    """Which file each picture goes to."""
+    from .image_files import list_images
+
+    suffix = f".{format.lower().lstrip('.')}" if format else None
+    sources: dict[Path, Path] = {}  # picture: its path below the output folder
+    for item in inputs:
+        for path in list_images([item], recursive):
+            if path != item and output is None and path.stem.endswith(SUFFIX):
+                continue  # what an earlier run on this folder has made
+            sources[path] = path.relative_to(item) if item.is_dir() else Path(path.name)
+    single = len(inputs) == 1 and list(sources) == inputs
+    as_folder = output is not None and (not single or output.is_dir() or str(output).endswith(("/", "\\")))
+    if output is not None and as_folder and output.is_file():
+        raise fail(f"{output} is a file, but several pictures need a folder.", 2)
+
+    outputs = {}
+    for path, relative in sources.items():
+        if output is None:
+            target = path.with_stem(path.stem + SUFFIX)
+        elif as_folder:
+            target = output / relative
+        else:
+            target = output
+        if suffix and (output is None or as_folder):
+            target = target.with_suffix(suffix)
+        outputs[path] = target
+    for target in set(outputs.values()):
+        origins = [str(path) for path, other in outputs.items() if other == target]
+        if len(origins) > 1:
+            raise fail(f"{' and '.join(origins)} would both become {target}; denoise them into different folders.", 2)
+    return outputs
+
+
+class BatchProgress:
+    """One bar for the whole batch: a pipeline's `progress_bar` that adds shares of a picture to it."""
+
+    def __init__(self, count: int, quiet: bool):
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=count,
+            disable=True if quiet else None,  # None: only where a person watches
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} pictures, {remaining} left",
+            leave=False,
+        )
+        self.finished = 0
+
+    def start(self, path: Path):
+        self.bar.set_description(path.name)
+
+    def finish(self):
+        self.finished += 1
+        self.bar.n = self.finished
+        self.bar.refresh()
+
+    def __call__(self, total: int):
+        self.share = 1 / max(total, 1)
+        return self
+
+    def update(self, tiles: int):
+        self.bar.update(tiles * self.share)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+def denoise_pixels(pipe, pixels, **kwargs):
+    """Integer pixels [H, W, C] in, the same kind out; rounded in rows, so that no third float picture is made."""
+    import numpy as np
+
+    result = pipe(pixels, output_type="np", **kwargs).images[0]
+    white = np.iinfo(pixels.dtype).max
+    denoised = np.empty_like(pixels)
+    for row in range(0, len(result), 256):
+        denoised[row : row + 256] = np.rint(result[row : row + 256] * white)
+    return denoised
+
+
+@app.command()
+def denoise(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders of pictures, or globs.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help=f"File or folder; beside the input as NAME{SUFFIX} if not given."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub repo, ORG/NAME or ORG/NAME@REVISION.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the walk; the model's own number if not given.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="0 leaves the picture as it is, 1 removes all noise.")
+    ] = 1.0,
+    rule: Annotated[Rule | None, typer.Option(help="Step rule; the model's own if not given.")] = None,
+    tile_size: Annotated[int | None, typer.Option(min=1, help="Largest side of a tile in pixels.")] = None,
+    device: Annotated[Device, typer.Option(help="What to compute on.")] = Device.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Precision of the network; the picture itself is kept in float32.")
+    ] = Dtype.auto,
+    format: Annotated[str | None, typer.Option(help="jpg, png, tif, webp, avif...; the input's if not given.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of lossy formats.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Also write a before/after picture (PNG) of the one input.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist, and inputs.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Folders below the given ones, too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+):
+    """Remove the noise from pictures. Depth, colour profile and metadata stay as they are."""
+    from .image_files import read_image, write_image
+
+    try:
+        outputs = plan_outputs(inputs, output, format, recursive)
+    except OSError as error:
+        raise fail(one_line(error)) from None
+    if compare and len(outputs) > 1:
+        raise fail(f"--compare takes one picture, not {len(outputs)}.", 2)
+
+    failed = {}
+    skipped = 0
+    jobs = {}
+    for path, target in outputs.items():
+        if overwrite or not target.exists():
+            jobs[path] = target
+        elif target.samefile(path):
+            failed[path] = "the result would replace the picture itself; use --overwrite, or -o for another place."
+        else:
+            skipped += 1
+
+    done, megapixels, start = 0, 0.0, time.monotonic()
+    if jobs:
+        chosen_device, chosen_dtype = choose_device(device, dtype)
+        pipe = load_pipeline(model, dtype=chosen_dtype).to(chosen_device)
+        if rule:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, step_rule=rule.value)
+        largest = pipe.scheduler.config.num_train_timesteps
+        if steps and steps > largest:
+            raise fail(f"--steps must be at most {largest} for this model, not {steps}.", 2)
+        if tile_size:
+            try:
+                pipe.enable_tiling(tile_size, pipe.config.tile_overlap)
+            except ValueError as error:
+                raise fail(one_line(error), 2) from None
+        progress = BatchProgress(len(jobs), quiet)
+        pipe.progress_bar = progress
+        start = time.monotonic()
+        try:
+            for path, target in jobs.items():
+                progress.start(path)
+                try:
+                    picture = read_image(path)
+                    pixels = denoise_pixels(pipe, picture.pixels, num_inference_steps=steps, strength=strength)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_image(target, pixels, like=picture, format=format, quality=quality, overwrite=overwrite)
+                    if compare:
+                        write_comparison(compare, picture.pixels, pixels, overwrite)
+                    done += 1
+                    megapixels += picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
+                except Exception as error:  # one picture's trouble, whatever it is, must not end the batch
+                    failed[path] = one_line(error)
+                progress.finish()
+        except KeyboardInterrupt:
+            progress.bar.close()
+            say(f"gdd: stopped. {done} of {len(jobs)} pictures are done; the same command goes on with the rest.")
+            raise typer.Exit(130) from None
+        progress.bar.close()
+
+    for path, reason in failed.items():
+        say(f"gdd: {path}: {reason}")
+    if not quiet:
+        parts = [f"{done} denoised"]
+        parts += [f"{skipped} skipped, since their results exist (--overwrite replaces them)"] if skipped else []
+        parts += [f"{len(failed)} failed"] if failed else []
+        if done:
+            seconds = time.monotonic() - start
+            dtype_name = str(chosen_dtype).removeprefix("torch.")
+            parts += [f"{seconds:.1f} s, {megapixels / seconds:.2f} Mpx/s on {chosen_device} in {dtype_name}"]
+        if len(outputs) == 1 and done:
+            parts += [str(next(iter(jobs.values())))]
+        say("; ".join(parts))
+    if failed:
+        raise typer.Exit(1)
+
+
+def write_comparison(path: Path, before, after, overwrite: bool):
+    """The labelled before/after picture of `--compare`."""
+    import numpy as np
+    from PIL import Image
+
+    from .comparison import compare
+    from .image_files import write_image
+
+    def to_pil(pixels):
+        bits = np.uint8(pixels // 257 if pixels.dtype == np.uint16 else pixels)
+        return Image.fromarray(bits[..., 0] if bits.shape[-1] == 1 else bits)
+
+    sheet = compare({"before": to_pil(before), "after": to_pil(after)})
+    write_image(path, np.asarray(sheet), format="png", overwrite=overwrite)
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Argument(help="Folder or Hub repo; the bundled weights if not given.")] = None,
+):
+    """Print what a model is: size, settings, training data, licence, measured quality."""
+    from huggingface_hub import ModelCard
+    from safetensors import safe_open
+
+    from .pipeline_real_denoise import RealDenoisePipeline
+
+    pipe = load_pipeline(model)
+    parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    overlap, tile_size = pipe.config.tile_overlap, pipe.config.tile_size
+    rows = {
+        "model": model or "gdd-small, bundled",
+        "network": f"{type(pipe.unet).__name__}, {parameters / 1e6:.2f} M parameters",
+        "prediction": pipe.scheduler.config.prediction_type,
+        "default": f"{pipe.config.default_num_inference_steps} steps, rule {pipe.scheduler.config.step_rule}",
+        "tiles": f"{tile_size} px, {overlap} px overlap" if tile_size else "none",
+        "sees": f"{pipe.receptive_field} px to each side" if pipe.receptive_field else "the whole picture",
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:12}{value}")
+
+
+@app.command()
+def simulate(
+    clean: Annotated[Path, typer.Argument(metavar="CLEAN", help="A clean photograph.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the noisy photograph goes.")],
+    preset: Annotated[Preset, typer.Option(help="The camera that takes it.")] = Preset.mixed,
+    iso: Annotated[float | None, typer.Option(min=1, help="Its sensitivity; drawn at random if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same noise.")] = 0,
+    clean_output: Annotated[
+        Path | None,
+        typer.Option(help="Also write what the camera would have recorded without noise, to measure against."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+):
+    """Make a clean photograph noisy as a camera would have: to try a denoiser with the truth at hand."""
+    import numpy as np
+    import torch
+
+    from .camera_noise import CameraNoise
+    from .image_files import read_image, write_image
+
+    try:
+        picture = read_image(clean)
+        pixels = picture.pixels
+        if pixels.shape[-1] != 3:
+            raise ValueError(f"{clean} is not a plain colour picture, which the simulated camera takes.")
+        scene = torch.from_numpy(pixels / np.float32(np.iinfo(pixels.dtype).max)).movedim(-1, 0)[None]
+        generator = torch.Generator().manual_seed(seed)
+        recorded, noisy = CameraNoise(preset.value)(scene, generator=generator, iso=iso)
+        for path, result in ((output, noisy), (clean_output, recorded)):
+            if path is not None:
+                result = (result[0].movedim(0, -1).numpy() * 255).round().astype(np.uint8)
+                write_image(path, result, overwrite=overwrite)
+    except (OSError, ValueError) as error:
+        raise fail(one_line(error)) from None
+
+
+def print_version(value: bool):
+    if value:
+        typer.echo(f"gdd-diffusers {version('gdd-diffusers')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def callback(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+):
+    pass
+
+
+def main():
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
