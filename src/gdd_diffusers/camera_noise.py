@@ -55,7 +55,7 @@ PRESETS = {
         "red_gain": (1.2, 1.8),
         "blue_gain": (1.2, 1.9),
         "malvar": (0.8, 1.0),
-        "luma_denoise": (0.2, 1.3),
+        "luma_denoise": (0.3, 1.4),
         "chroma_denoise": (1.0, 2.0),
         "sharpen": (0.0, 0.3),
         "log_zoom": (0.1, 0.6),
@@ -202,7 +202,7 @@ def unprocess(clean, p, draw):
 
     linear = srgb_decode(s_curve(clean, 1 / p["contrast"]))
     # An optical low-pass filter and the lens: without it the mosaic would alias far more than in real photographs.
-    linear = _blur3(linear, draw.uniform(0.05, 0.25))
+    linear = _blur3(linear, draw.uniform(0.12, 0.25))
     linear = linear * p["log_exposure"].exp()
     camera = _mix(rgb_to_camera, linear).clamp(0, 1)
     # Highlights saturate all three colours of a sensor, whatever the white balance does (Brooks et al.).
@@ -286,7 +286,7 @@ def denoise_in_camera(noisy, sigma, p):
     for level, scale in enumerate(SCALES):
         smooth = _blur_with_holes(ycbcr, 2**level)
         detail = ycbcr - smooth
-        energy = _blur_with_holes(detail.square(), 2**level)
+        energy = _blur_with_holes(detail.square(), 2 ** (level + 1))
         detail = detail * energy / (energy + (scale * threshold) ** 2 + 1e-12)
         out = out + (sharpen * detail if level == 0 else detail)
         ycbcr = smooth
