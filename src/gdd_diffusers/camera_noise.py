@@ -2,10 +2,15 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance
 # with the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""A clean photograph, and the noisy one that a camera would have recorded of the same scene."""
+"""From a clean photograph to the noisy one that a camera would have recorded of the same scene.
+
+The photograph is undone to what a sensor saw (Brooks et al., "Unprocessing images for learned raw denoising", CVPR
+2019), gets a sensor's noise, and is developed again as cameras do it: demosaicing, white balance, colour matrix,
+gamma, tone curve, noise reduction, sharpening, resizing, JPEG. Those later stages tie real noise together over pixels
+and colours, and make denoisers fail that were taught white noise.
+"""
 
 import io
-import math
 
 import numpy as np
 import torch
@@ -13,62 +18,63 @@ import torch.nn.functional as F
 from PIL import Image
 
 
-# Ranges (low, high) from which each picture's parameters are drawn uniformly; "log" in the name: of the logarithm.
+# The ranges (low, high) from which each picture of a batch draws its camera, uniformly, or uniformly in the logarithm.
+# Raw values are in [0, 1], 1 being the white level; the variance of a raw value x is shot x + read.
+LOG_UNIFORM = ("iso", "shot_per_iso", "read_factor", "exposure", "enlarging")
 PRESETS = {
-    # Small sensors: the SIDD line of Zamir et al. (CycleISP, CVPR 2020), shot variance 6.87e-4 to 0.0219 for ISO 100
-    # to 3200, a plain ISP and little or no in-camera denoising.
+    # Small sensors: shot noise and its relation to read noise as in the SIDD phones (Zamir et al., "CycleISP", CVPR
+    # 2020: shot 6.9e-4 at ISO 100 to 0.022 at ISO 3200), and files that were hardly processed.
     "phone": {
-        "log_iso": (math.log(50), math.log(4000)),
-        "log_shot_per_iso": (math.log(6.0e-6), math.log(7.9e-6)),
-        "read_slope": (1.85, 1.85),
-        "log_read_offset": (0.30 * math.log(10) - 0.46, 0.30 * math.log(10) + 0.46),
-        "tail": (-0.05, 0.2),
-        "row": (0.0, 0.15),
+        "iso": (50, 4000),
+        "shot_per_iso": (6.0e-6, 7.9e-6),
+        "read_factor": (1.26, 3.16),  # read = read_factor shot^read_power
+        "read_power": (1.85, 1.85),
+        "tail": (-0.05, 0.2),  # lambda of the read noise's Tukey distribution: 0.14 Gaussian, lower heavier
+        "row": (0.0, 0.15),  # standard deviation of the noise that a row shares, in that of the read noise
         "bits": (9.5, 12.0),
-        "log_exposure": (math.log(0.08), math.log(1.3)),
-        "contrast": (1.0, 1.5),
-        "colour_matrix": (0.6, 1.0),
-        "red_gain": (1.4, 2.4),
+        "exposure": (0.08, 1.3),
+        "contrast": (1.0, 1.5),  # of the tone curve: its slope in the middle
+        "colour_matrix": (0.6, 1.0),  # 0: the sensor sees sRGB, 1: it sees as the four cameras below do
+        "red_gain": (1.4, 2.4),  # white balance
         "blue_gain": (1.3, 2.2),
-        "malvar": (0.7, 1.0),
-        "luma_denoise": (0.0, 0.2),
+        "malvar": (0.7, 1.0),  # 0: bilinear demosaicing, 1: Malvar et al.
+        "luma_denoise": (0.0, 0.2),  # in units of the picture's noise
         "chroma_denoise": (0.0, 0.1),
         "sharpen": (0.0, 0.2),
-        "log_zoom": (0.0, 0.0),
+        "enlarging": (1.0, 1.0),
         "jpeg_share": (0.2, 0.2),
-        "chroma_subsampling": (0.0, 3.0),
+        "chroma_subsampling": (0.0, 3.0),  # below 1: 4:4:4, below 2: 4:2:2, else 4:2:0
         "jpeg_quality": (85.0, 98.0),
     },
-    # Large sensors: a full well of some 60,000 electrons at ISO 100, the shot-to-read relation of Brooks et al. (CVPR
-    # 2019), and the JPEG file that the camera itself writes.
+    # Large sensors: full wells of 40,000 to 80,000 electrons at ISO 100, the relation of read to shot noise of Brooks
+    # et al., and the JPEG files that such cameras write themselves.
     "camera": {
-        "log_iso": (math.log(3200), math.log(25600)),
-        "log_shot_per_iso": (math.log(1.2e-7), math.log(2.4e-7)),
-        "read_slope": (2.18, 2.18),
-        "log_read_offset": (1.20 - 0.5, 1.20 + 0.5),
+        "iso": (3200, 25600),
+        "shot_per_iso": (1.2e-7, 2.4e-7),
+        "read_factor": (2.0, 5.5),
+        "read_power": (2.18, 2.18),
         "tail": (0.0, 0.2),
         "row": (0.2, 1.2),
         "bits": (12.0, 14.0),
-        "log_exposure": (math.log(0.25), math.log(1.3)),
+        "exposure": (0.25, 1.3),
         "contrast": (1.0, 1.6),
         "colour_matrix": (0.0, 0.5),
         "red_gain": (1.2, 1.8),
         "blue_gain": (1.2, 1.9),
-        "malvar": (0.8, 1.0),
+        "malvar": (0.9, 1.0),
         "luma_denoise": (0.3, 1.4),
-        "chroma_denoise": (1.0, 2.0),
+        "chroma_denoise": (0.6, 1.4),
         "sharpen": (0.0, 0.3),
-        "log_zoom": (0.1, 0.6),
+        "enlarging": (1.1, 1.8),
         "jpeg_share": (1.0, 1.0),
         "chroma_subsampling": (1.0, 3.0),
         "jpeg_quality": (93.0, 99.0),
     },
 }
-
-SCALES = (1.0, 0.6, 0.2)
-
 GAUSSIAN_SIGMA = (0.0, 55 / 255)
 NOISE_FREE_SHARE = 0.05
+# What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
+DENOISE_AT_SCALE = (1.0, 0.6, 0.2)
 
 # XYZ to camera RGB of four cameras and linear sRGB to XYZ, as in Brooks et al. (CVPR 2019).
 XYZ_TO_CAMERA = torch.tensor(
@@ -87,187 +93,289 @@ RGB_TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5],
 # What a pixel of the Bayer mosaic lacks, from its 5x5 neighbourhood: the plain mean of the nearest pixels of the
 # missing colour, and the correction by the local curvature of the present one (Malvar, He and Cutler, ICASSP 2004).
 # Order: green at red or blue, the colour of the row's neighbours, of the column's, of the diagonal ones.
-_CROSS = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]) / 4
-_ROW = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2
-_DIAGONAL = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]) / 4
-_BILINEAR = torch.stack([_CROSS, _ROW, _ROW.T, _DIAGONAL])
-_MALVAR_ROW = (
+CROSS = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]) / 4
+ROW = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2
+DIAGONAL = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]) / 4
+BILINEAR = torch.stack([CROSS, ROW, ROW.T, DIAGONAL])
+MALVAR_ROW = (
     torch.tensor([[0, 0, 1, 0, 0], [0, -2, 0, -2, 0], [-2, 8, 10, 8, -2], [0, -2, 0, -2, 0], [0, 0, 1, 0, 0]]) / 16
 )
-_MALVAR = torch.stack(
+MALVAR = torch.stack(
     [
         torch.tensor([[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]) / 8,
-        _MALVAR_ROW,
-        _MALVAR_ROW.T,
+        MALVAR_ROW,
+        MALVAR_ROW.T,
         torch.tensor([[0, 0, -3, 0, 0], [0, 4, 0, 4, 0], [-3, 0, 12, 0, -3], [0, 4, 0, 4, 0], [0, 0, -3, 0, 0]]) / 16,
     ]
 )
 
 
 class CameraNoise:
-    def __init__(self, preset="mixed"):
+    r"""
+    Simulate a camera: clean photographs in, the (clean, noisy) pairs out that it would have recorded.
+
+    The noise of a raw value \(x\) has the variance \(\mathrm{shot}\,x + \mathrm{read}\); every picture of a batch
+    draws its own camera, light and settings. Ranges and stages were chosen so that the second-order statistics of what
+    comes out (`examples/noise_statistics.py` prints them) are those of real photographs.
+
+    The clean picture is not the one given but its twin: it went through the same lens, mosaic, colour path, resizing
+    and chroma subsampling, and only lacks noise, noise reduction, sharpening and quantisation. That is how real pairs
+    are made, their clean picture being the mean of many files, and so a denoiser learns to remove noise, and neither
+    to change colours nor to undo a demosaicing. Noise may darken or lighten on average: gamma and clipping do that.
+
+    Args:
+        preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 15 to 37 dB PSNR, hardly processed),
+            `"camera"` (large sensor at high ISO, about 29 to 45 dB, in-camera JPEG), `"mixed"` (each picture one of
+            both) or `"gaussian"` (white noise in sRGB of a standard deviation from 0 to 55/255, for comparison with
+            the literature).
+
+    Raises:
+        ValueError: If there is no such preset.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from gdd_diffusers.camera_noise import CameraNoise
+    >>> photographs = torch.rand(4, 3, 96, 96)
+    >>> clean, noisy = CameraNoise("phone")(photographs, torch.Generator().manual_seed(0), iso=1600)
+    >>> clean.shape == noisy.shape == photographs.shape
+    True
+
+    ```
+    """
+
+    def __init__(self, preset: str = "mixed"):
         if preset not in (*PRESETS, "mixed", "gaussian"):
-            raise ValueError(f"preset must be one of phone, camera, mixed or gaussian, but is {preset!r}.")
+            raise ValueError(f"preset must be phone, camera, mixed or gaussian, but is {preset!r}.")
         self.preset = preset
 
     @torch.no_grad()
-    def __call__(self, clean, generator=None, iso=None):
+    def __call__(
+        self, clean: torch.Tensor, generator: torch.Generator | None = None, iso: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            clean (`torch.Tensor`): sRGB photographs, float, [B, 3, H, W] in [0, 1], H and W at least 8, on any device.
+            generator (`torch.Generator`, *optional*): All that is drawn comes from it, so the same seed gives the same
+                pairs; it may be on another device than the photographs.
+            iso (`float`, *optional*): The sensitivity, which sets the strength of the noise; `"gaussian"` has none. If
+                not given it is drawn, and about 5% of the pairs stay without noise, so that a denoiser learns to leave
+                clean pictures alone.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: clean and noisy, float32, of the shape and on the device of the input.
+            Both are whole multiples of 1/255 in [0, 1], since they come out of 8-bit files.
+
+        Raises:
+            ValueError: If the photographs are not as said, or `iso` is not a positive number.
+        """
         if clean.ndim != 4 or clean.shape[1] != 3 or min(clean.shape[2:]) < 8:
-            raise ValueError(f"clean must be [B, 3, H, W] with H, W >= 8, but has the shape {list(clean.shape)}.")
-        draw = _Draw(len(clean), generator, clean.device)
+            raise ValueError(f"clean must be [B, 3, H, W] with H and W at least 8, but is {list(clean.shape)}.")
+        if not clean.is_floating_point() or not ((clean >= 0) & (clean <= 1)).all():
+            raise ValueError("clean must be a float tensor with values in [0, 1]; divide 8-bit pictures by 255 first.")
+        if iso is not None and not 0 < iso < float("inf"):
+            raise ValueError(f"iso must be a positive number, but is {iso}.")
+
         clean = clean.float()
+        draw = _Draw(len(clean), generator, clean.device)
         if self.preset == "gaussian":
             sigma = draw.uniform(*GAUSSIAN_SIGMA)
-            return _to_uint8_grid(clean), _to_uint8_grid(clean + sigma * draw.normal(clean.shape))
-        names = list(PRESETS) if self.preset == "mixed" else [self.preset]
-        kind = draw.integers(len(names))
-        ranges = {
-            key: torch.tensor([PRESETS[name][key] for name in names], device=clean.device)[kind.flatten()]
-            for key in PRESETS[names[0]]
-        }
-        p = {key: draw.uniform(*value.view(-1, 2, 1, 1, 1).unbind(1)) for key, value in ranges.items()}
+            return _to_8_bit(clean), _to_8_bit(clean + sigma * draw.normal(clean.shape))
+
+        # 1. A camera, a light and settings for each picture: every value of p is [B, 1, 1, 1]
+        p = draw.camera(list(PRESETS) if self.preset == "mixed" else [self.preset])
         if iso is not None:
-            p["log_iso"] = torch.full_like(p["log_iso"], math.log(iso))
+            p["iso"] = torch.full_like(p["iso"], iso)
 
-        raw, isp = unprocess(clean, p, draw)
-        masks = bayer_masks(raw.shape[2:], draw)
+        # 2. Back to what the sensor saw; if the file is to be enlarged, the sensor saw the scene that much smaller
+        gain = torch.cat([p["red_gain"], torch.ones_like(p["red_gain"]), p["blue_gain"]], 1)
+        rgb_to_camera = _colour_matrix(p, draw)
+        raw = _unprocess(_zoom(clean, 1 / p["enlarging"]), p, gain, rgb_to_camera, draw)
+
+        # 3. One pixel sees one colour, with noise
+        masks = _bayer_masks(raw.shape[2:], draw)
         mosaic = (raw * masks).sum(1, keepdim=True)
-        noisy_mosaic = expose(mosaic, p, draw)
-        # Both go through one demosaicing and one colour path: what differs in the end is noise, and what a camera
-        # does about noise, but not its interpolation of colours. So it is in real pairs, whose clean picture is the
-        # mean of many finished photographs.
-        clean, noisy = (develop(demosaic(m, masks, p["malvar"]), isp) for m in (mosaic, noisy_mosaic))
+        noisy_mosaic = _add_sensor_noise(mosaic, p, draw)
 
-        noisy = denoise_in_camera(noisy, (noisy - clean).square().mean((1, 2, 3), keepdim=True).sqrt(), p)
-        clean, noisy = zoom(clean, noisy, p, draw)
-        clean, noisy = jpeg(_to_uint8_grid(clean), _to_uint8_grid(noisy), p, draw)
+        # 4. Both are developed alike: white balance, colour matrix, gamma, tone curve
+        def develop(mosaic):
+            camera = (_demosaic(mosaic, masks, p["malvar"]) * gain).clamp(0, 1)
+            linear = _mix(torch.linalg.inv(rgb_to_camera), camera).clamp(0, 1)
+            return _s_curve(_srgb_encode(linear), p["contrast"])
+
+        clean, noisy = develop(mosaic), develop(noisy_mosaic)
+
+        # 5. What cameras do to files
+        noisy = _denoise_and_sharpen(noisy, noisy - clean, p)
+        clean, noisy = (_to_8_bit(x) for x in _zoom(torch.cat([clean, noisy], 1), p["enlarging"]).split(3, 1))
+        clean, noisy = _through_jpeg(clean, noisy, p, draw)
+
         if iso is None:
-            noisy = torch.where(draw.uniform(0.0, 1.0) < NOISE_FREE_SHARE, clean, noisy)
+            noisy = torch.where(draw.uniform(0, 1) < NOISE_FREE_SHARE, clean, noisy)
         return clean, noisy
 
 
 class _Draw:
-    """One random number, or field of them, per picture of the batch, from one generator."""
+    """Random numbers from one generator: one per picture, [B, 1, 1, 1], or a field of them."""
 
     def __init__(self, batch_size, generator, device):
-        self.batch_size, self.generator, self.device = batch_size, generator, device
-        self.source = device if generator is None else generator.device
+        self.size, self.device = (batch_size, 1, 1, 1), device
+        self.source = {"generator": generator, "device": generator.device if generator is not None else device}
 
     def uniform(self, low, high):
-        x = torch.rand(self.batch_size, 1, 1, 1, generator=self.generator, device=self.source).to(self.device)
-        return low + (high - low) * x
+        return low + (high - low) * torch.rand(self.size, **self.source).to(self.device)
 
-    def integers(self, high):
-        shape = (self.batch_size, 1, 1, 1)
-        return torch.randint(high, shape, generator=self.generator, device=self.source).to(self.device)
+    def integer(self, end):
+        return torch.randint(end, self.size, **self.source).to(self.device)
 
     def normal(self, shape):
-        return torch.randn(shape, generator=self.generator, device=self.source).to(self.device)
+        return torch.randn(shape, **self.source).to(self.device)
 
-    def field(self, shape):
-        return torch.rand(shape, generator=self.generator, device=self.source).to(self.device)
+    def tukey(self, shape, lam):
+        """Tukey's lambda distribution, scaled to unit variance."""
+        u = torch.rand(shape, **self.source).to(self.device).clamp(1e-6, 1 - 1e-6)
+        lam = torch.where(lam.abs() < 1e-3, 1e-3, lam)
+        variance = 2 / lam**2 * (1 / (1 + 2 * lam) - (2 * torch.lgamma(lam + 1) - torch.lgamma(2 * lam + 2)).exp())
+        return (u**lam - (1 - u) ** lam) / lam / variance.sqrt()
+
+    def camera(self, presets):
+        kind = self.integer(len(presets)).flatten()
+        p = {}
+        for key in PRESETS[presets[0]]:
+            ranges = torch.tensor(
+                [PRESETS[preset][key] for preset in presets], dtype=torch.float32, device=self.device
+            )
+            low, high = (ranges.log() if key in LOG_UNIFORM else ranges)[kind].view(-1, 2, 1, 1, 1).unbind(1)
+            p[key] = self.uniform(low, high).exp() if key in LOG_UNIFORM else self.uniform(low, high)
+        return p
 
 
-def _to_uint8_grid(x):
+def _to_8_bit(x):
     return (x.clamp(0, 1) * 255).round() / 255
 
 
 def _mix(matrix, x):
-    return torch.einsum("...ij,...jhw->...ihw", matrix, x)
+    """Multiply the channels by one matrix, or by one for each picture."""
+    return torch.einsum("...ij,...jhw->...ihw", matrix.to(x), x)
 
 
-def srgb_decode(x):
-    return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
+def _srgb_decode(x):
+    return torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
 
-def srgb_encode(x):
-    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+def _srgb_encode(x):
+    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x ** (1 / 2.4) - 0.055)
 
 
-def s_curve(x, contrast):
-    """x^c / (x^c + (1-x)^c): steeper than the identity in the middle for c > 1; its inverse is the curve of 1/c."""
-    x = x.clamp(0, 1)
+def _s_curve(x, contrast):
+    """x^c / (x^c + (1 - x)^c), a tone curve whose inverse is the curve of 1/c; c = 1.5 is much like a smoothstep."""
     rise = x**contrast
     return rise / (rise + (1 - x) ** contrast)
 
 
-def unprocess(clean, p, draw):
-    """Linear camera RGB, white level 1, as the sensor would have seen the scene, and what it takes to go back."""
-    weights = torch.cat([draw.uniform(1e-3, 1.0) for _ in range(len(XYZ_TO_CAMERA))], 1).flatten(1)
-    weights = weights / weights.sum(1, keepdim=True)
-    rgb_to_camera = torch.einsum("bk,kij,jl->bil", weights, XYZ_TO_CAMERA.to(clean), SRGB_TO_XYZ.to(clean))
-    rgb_to_camera = rgb_to_camera / rgb_to_camera.sum(2, keepdim=True)
-    rgb_to_camera = torch.lerp(torch.eye(3).to(clean), rgb_to_camera, p["colour_matrix"].flatten(1)[..., None])
-    gain = torch.cat([p["red_gain"], torch.ones_like(p["bits"]), p["blue_gain"]], 1)
+def _zoom(x, factor):
+    """Enlarge each picture about its centre by its own factor; what comes into view below 1 is a mirror image."""
+    factor = factor.flatten()
+    changed = factor != 1
+    if not changed.any():
+        return x
+    part = x[changed]
+    theta = torch.zeros(len(part), 2, 3, device=x.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / factor[changed]
+    grid = F.affine_grid(theta, list(part.shape), align_corners=False)
+    zoomed = x.clone()
+    zoomed[changed] = F.grid_sample(part, grid, "bicubic", "reflection", align_corners=False).clamp(0, 1)
+    return zoomed
 
-    linear = srgb_decode(s_curve(clean, 1 / p["contrast"]))
-    # An optical low-pass filter and the lens: without it the mosaic would alias far more than in real photographs.
-    linear = _blur3(linear, draw.uniform(0.12, 0.25))
-    linear = linear * p["log_exposure"].exp()
+
+def _colour_matrix(p, draw):
+    """[B, 3, 3] from linear sRGB to the camera's own colours; rows add up to 1, so grey stays grey."""
+    weights = torch.cat([draw.uniform(1e-3, 1) for _ in XYZ_TO_CAMERA], 1).flatten(1)
+    matrix = torch.einsum("bk,kij,jl->bil", weights, XYZ_TO_CAMERA.to(weights), SRGB_TO_XYZ.to(weights))
+    matrix = matrix / matrix.sum(2, keepdim=True)
+    return torch.lerp(torch.eye(3).to(matrix), matrix, p["colour_matrix"].squeeze(1))
+
+
+def _unprocess(clean, p, gain, rgb_to_camera, draw):
+    linear = _srgb_decode(_s_curve(clean, 1 / p["contrast"]))
+    # Lens and optical low-pass filter: without them the mosaic would alias far more than in real photographs.
+    linear = _blur(linear, draw.uniform(0.12, 0.25)) * p["exposure"]
     camera = _mix(rgb_to_camera, linear).clamp(0, 1)
-    # Highlights saturate all three colours of a sensor, whatever the white balance does (Brooks et al.).
+    # In highlights all three colours reach white, whatever the white balance does (Brooks et al.).
     white = ((camera.mean(1, keepdim=True) - 0.9).clamp(min=0) / 0.1) ** 2
-    raw = camera * torch.maximum(white + (1 - white) / gain, 1 / gain)
-    return raw, (gain, torch.linalg.inv(rgb_to_camera), p["contrast"])
+    return camera * torch.maximum(white + (1 - white) / gain, 1 / gain)
 
 
-def develop(raw, isp):
-    """White balance, colour matrix, sRGB gamma and tone curve: raw to a picture in [0, 1]."""
-    gain, camera_to_rgb, contrast = isp
-    return s_curve(srgb_encode(_mix(camera_to_rgb, (raw * gain).clamp(0, 1)).clamp(0, 1)), contrast)
+def _blur(x, weight):
+    """[w, 1 - 2w, w] along both axes."""
+    x = F.pad(x, (1, 1, 1, 1), "replicate")
+    x = (1 - 2 * weight) * x[:, :, 1:-1] + weight * (x[:, :, :-2] + x[:, :, 2:])
+    return (1 - 2 * weight) * x[..., 1:-1] + weight * (x[..., :-2] + x[..., 2:])
 
 
-def bayer_masks(size, draw):
-    """[B, 3, H, W]: 1 where the sensor has a pixel of that colour; RGGB, shifted by 0 or 1 px either way."""
-    row = (torch.arange(size[0], device=draw.device).view(1, 1, -1, 1) + draw.integers(2)) % 2
-    column = (torch.arange(size[1], device=draw.device).view(1, 1, 1, -1) + draw.integers(2)) % 2
+def _bayer_masks(size, draw):
+    """[B, 3, H, W]: 1 where a pixel sees that colour; RGGB, shifted by 0 or 1 px each way."""
+    row = (torch.arange(size[0], device=draw.device).view(1, 1, -1, 1) + draw.integer(2)) % 2
+    column = (torch.arange(size[1], device=draw.device).view(1, 1, 1, -1) + draw.integer(2)) % 2
     return torch.cat([(1 - row) * (1 - column), (row + column) % 2, row * column], 1).float()
 
 
-def expose(mosaic, p, draw):
-    """Shot, read and row noise, quantisation and clipping at the black and white level."""
-    shot = (p["log_iso"] + p["log_shot_per_iso"]).exp()
-    read = (p["log_read_offset"] + p["read_slope"] * shot.log()).exp().sqrt()
-    # Read noise has heavier tails than a Gaussian: a Tukey lambda distribution (Wei et al., CVPR 2020), scaled to unit
-    # variance; lambda = 0.14 is nearly Gaussian.
-    lam = torch.where(p["tail"].abs() < 1e-3, 1e-3, p["tail"])
-    u = draw.field(mosaic.shape).clamp(1e-6, 1 - 1e-6)
-    variance = 2 / lam**2 * (1 / (1 + 2 * lam) - (2 * torch.lgamma(lam + 1) - torch.lgamma(2 * lam + 2)).exp())
-    tukey = (u**lam - (1 - u) ** lam) / lam / variance.sqrt()
-    raw = mosaic + (shot * mosaic).sqrt() * draw.normal(mosaic.shape) + read * tukey
-    raw = raw + p["row"] * read * draw.normal((*mosaic.shape[:3], 1))
+def _add_sensor_noise(mosaic, p, draw):
+    shot = p["iso"] * p["shot_per_iso"]
+    read = (p["read_factor"] * shot ** p["read_power"]).sqrt()
+    raw = mosaic + (shot * mosaic).sqrt() * draw.normal(mosaic.shape)
+    # Read noise has heavier tails than a Gaussian, and each row has its own offset (Wei et al., "A physics-based noise
+    # formation model for extreme low-light raw denoising", CVPR 2020).
+    raw = raw + read * draw.tukey(mosaic.shape, p["tail"])
+    raw = raw + read * p["row"] * draw.normal((*mosaic.shape[:3], 1))
     steps = 2 ** p["bits"]
-    # Half of the cameras keep what lies below black (a pedestal of 1/16), the others clip at once.
-    black = torch.where(draw.uniform(0.0, 1.0) < 0.5, -1 / 16, 0.0)
+    # Half of the cameras record what lies below black, the others clip it, which lifts the darkest parts.
+    black = torch.where(draw.uniform(0, 1) < 0.5, -1 / 16, 0.0)
     return torch.maximum((raw * steps).round() / steps, black).clamp(max=1)
 
 
-def demosaic(mosaic, masks, malvar):
-    kernels = torch.cat([_BILINEAR, _MALVAR - _BILINEAR])[:, None].to(mosaic)
+def _demosaic(mosaic, masks, malvar):
+    kernels = torch.cat([BILINEAR, MALVAR - BILINEAR])[:, None].to(mosaic)
+    # Mirrored without repeating the border, a mosaic goes on as a mosaic.
     plain, correction = F.conv2d(F.pad(mosaic, (2, 2, 2, 2), "reflect"), kernels).split(4, 1)
     cross, row, column, diagonal = (plain + malvar * correction).split(1, 1)
     red, green, blue = masks.split(1, 1)
-    red_row = (red.sum(3, keepdim=True) > 0).float()
-    side = red_row * row + (1 - red_row) * column
+    # A green pixel has its red neighbours beside it in rows that have red pixels, else above and below.
+    has_red = red.amax(3, keepdim=True)
+    red_at_green = has_red * row + (1 - has_red) * column
+    blue_at_green = has_red * column + (1 - has_red) * row
     return torch.cat(
         [
-            red * mosaic + blue * diagonal + green * side,
+            red * mosaic + green * red_at_green + blue * diagonal,
             green * mosaic + (1 - green) * cross,
-            blue * mosaic + red * diagonal + green * (row + column - side),
+            blue * mosaic + green * blue_at_green + red * diagonal,
         ],
         1,
     )
 
 
-def _blur3(x, weight):
-    """[w, 1-2w, w] along both axes."""
-    padded = F.pad(x, (1, 1, 1, 1), "replicate")
-    x = (1 - 2 * weight) * padded[:, :, 1:-1] + weight * (padded[:, :, :-2] + padded[:, :, 2:])
-    return (1 - 2 * weight) * x[..., 1:-1] + weight * (x[..., :-2] + x[..., 2:])
+def _denoise_and_sharpen(noisy, noise, p):
+    """Wiener shrinkage of an a trous wavelet transform of luma and chroma; sharpening amplifies the finest scale."""
+    # A camera knows its noise by calibration, so it may be told the true one here.
+    sigma = noise.square().mean((1, 2, 3), keepdim=True).sqrt()
+    strength = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
+    smooth = _mix(RGB_TO_YCBCR, noisy)
+    kept = 0
+    for level, scale in enumerate(DENOISE_AT_SCALE):
+        finer, smooth = smooth, _spline_blur(smooth, 2**level)
+        detail = finer - smooth
+        # The energy around a pixel, not the pixel's own: shrinking each by its own size would leave specks.
+        energy = _spline_blur(detail.square(), 2 ** (level + 1))
+        detail = detail * energy / (energy + (scale * strength) ** 2 + 1e-12)
+        if level == 0:
+            detail[:, :1] *= 1 + p["sharpen"]
+        kept = kept + detail
+    return _mix(torch.linalg.inv(RGB_TO_YCBCR), smooth + kept).clamp(0, 1)
 
 
-def _blur_with_holes(x, step):
-    """The B3 spline [1, 4, 6, 4, 1] / 16 along both axes, its taps `step` pixels apart."""
+def _spline_blur(x, step):
+    """[1, 4, 6, 4, 1] / 16 along both axes, its taps `step` pixels apart; on a CPU faster than `conv2d`."""
     x = F.pad(x, (2 * step,) * 4, "replicate")
     for axis in (2, 3):
         length = x.shape[axis] - 4 * step
@@ -276,54 +384,18 @@ def _blur_with_holes(x, step):
     return x
 
 
-def denoise_in_camera(noisy, sigma, p):
-    """Wiener shrinkage of an a trous wavelet transform of luma and chroma, then sharpening."""
-    ycbcr = _mix(RGB_TO_YCBCR.to(noisy), noisy)
-    threshold = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
-    one = torch.ones_like(p["sharpen"])
-    sharpen = torch.cat([1 + p["sharpen"], one, one], 1)
-    out = 0
-    for level, scale in enumerate(SCALES):
-        smooth = _blur_with_holes(ycbcr, 2**level)
-        detail = ycbcr - smooth
-        energy = _blur_with_holes(detail.square(), 2 ** (level + 1))
-        detail = detail * energy / (energy + (scale * threshold) ** 2 + 1e-12)
-        out = out + (sharpen * detail if level == 0 else detail)
-        ycbcr = smooth
-    return _mix(torch.linalg.inv(RGB_TO_YCBCR).to(noisy), out + ycbcr).clamp(0, 1)
-
-
-def zoom(clean, noisy, p, draw):
-    """Resampling by a camera's lens correction, stabilisation or digital zoom: both enlarged about the centre."""
-    scale = (-p["log_zoom"]).exp().flatten()
-    todo = scale < 0.999
-    if todo.any():
-        theta = torch.zeros(int(todo.sum()), 2, 3, device=clean.device)
-        theta[:, 0, 0] = theta[:, 1, 1] = scale[todo]
-        both = torch.cat([clean[todo], noisy[todo]], 1)
-        grid = F.affine_grid(theta, list(both.shape), align_corners=False)
-        both = F.grid_sample(both, grid, "bicubic", "border", align_corners=False)
-        clean, noisy = clean.clone(), noisy.clone()
-        clean[todo], noisy[todo] = both.split(3, 1)
+def _through_jpeg(clean, noisy, p, draw):
+    """Quality 100 for the clean twin, which then shares the chroma resolution but not the quantisation."""
+    chosen = draw.uniform(0, 1) < p["jpeg_share"]
+    quality, subsampling = p["jpeg_quality"].round().int(), p["chroma_subsampling"].int()
+    # A crop may begin anywhere within a block of 16 px.
+    top, left = draw.integer(16), draw.integer(16)
+    for i in chosen.flatten().nonzero().flatten().tolist():
+        for picture, quality_i in ((clean[i], 100), (noisy[i], int(quality[i]))):
+            pixels = (picture * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            pixels = np.pad(pixels, ((int(top[i]), 0), (int(left[i]), 0), (0, 0)), "edge")
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=quality_i, subsampling=int(subsampling[i]))
+            pixels = np.array(Image.open(file))[int(top[i]) :, int(left[i]) :]
+            picture.copy_(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
     return clean, noisy
-
-
-def jpeg(clean, noisy, p, draw):
-    """The file: 4:4:4, 4:2:2 or 4:2:0, its 8 x 8 blocks in any position.
-
-    The clean picture gets the same chroma resolution (as the mean of many such files has it), but quality 100."""
-    share, quality = draw.uniform(0.0, 1.0), p["jpeg_quality"].round().int()
-    subsampling, top, left = p["chroma_subsampling"].int(), draw.integers(8), draw.integers(8)
-    clean, noisy = clean.clone(), noisy.clone()
-    for i in torch.nonzero((share < p["jpeg_share"]).flatten()).flatten().tolist():
-        for x, q in ((clean, 100), (noisy, int(quality[i]))):
-            x[i] = _through_jpeg(x[i], q, int(subsampling[i]), int(top[i]), int(left[i]))
-    return clean, noisy
-
-
-def _through_jpeg(x, quality, subsampling, top, left):
-    pixels = (x * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    file = io.BytesIO()
-    pixels = np.pad(pixels, ((top, 0), (left, 0), (0, 0)), "edge")
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
-    return torch.from_numpy(np.array(Image.open(file))[top:, left:]).permute(2, 0, 1).to(x) / 255
