@@ -1,5 +1,6 @@
 """The model card of a training, for train.py."""
 
+import math
 import os
 import shlex
 from pathlib import Path
@@ -37,7 +38,8 @@ def write_card(file: Path, args, step: int, data: str, num_pairs: int, validatio
     """A model card with usage, data, the command that trained the model and its curve."""
     words = ["=".join(Path(p).name if os.path.exists(p) else p for p in word.split("=")) for word in args.command]
     columns = ["step"] + [key for key in (validations[-1] if validations else {}) if key.startswith("psnr/")]
-    shown = validations[:: -(-(-len(validations) // 20) or 1)][::-1]  # at most 20, the last among them
+    every = max(1, math.ceil(len(validations) / 20))
+    shown = validations[::-1][::every][::-1]  # at most 20, the last among them
     rows = [[f"{line[key]:.2f}" if "/" in key else str(line[key]) for key in columns] for line in shown]
     lines = [[key.removeprefix("psnr/").replace("_", " ") for key in columns], ["---"] * len(columns), *rows]
     text = CARD.format(

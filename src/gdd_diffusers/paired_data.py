@@ -266,7 +266,12 @@ def load_hub_dataset(
             raise ValueError(f"{name} has no image column {column!r}; its columns are {', '.join(dataset.features)}.")
     kept = [*columns, "scene"] if "scene" in dataset.features else list(columns)
     dataset = dataset.select_columns(kept)
-    return dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    for column in columns:  # or else renaming would decode every picture of a stream
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    for column in columns.values():
+        dataset = dataset.cast_column(column, datasets.Image())
+    return dataset
 
 
 def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -391,7 +396,8 @@ class Pictures:
             if picture is not None:
                 return picture
 
-    def read(self, cells: dict, row: int, num_rows: int) -> dict | None:
+    def read(self, cells: dict, row: int | str, num_rows: int) -> dict | None:
+        """A row's pictures, decoded; unreadable rows are counted by `row`, among `num_rows`."""
         file = cells["clean"]["path"] or f"row {row}"
         try:
             picture = {name: decode(cells[name]) for name in self.columns}
@@ -444,7 +450,8 @@ class StreamedPictures(Pictures):
             self.position += 1
             # The row before is decoded too, should this one be unreadable where the training goes on.
             if self.position >= sample_number:
-                self.last = self.read(cells, self.position, max(self.position, 100)) or self.last
+                key = cells["clean"]["path"] or self.position
+                self.last = self.read(cells, key, max(self.position, 100)) or self.last
             if self.position > sample_number and self.last is not None:
                 return self.last
 

@@ -1,0 +1,431 @@
+import logging
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdd_diffusers.paired_data import (
+    LAYOUTS,
+    Pictures,
+    Source,
+    TrainingBatches,
+    decode,
+    find_images,
+    load_clean,
+    load_hub_dataset,
+    load_marked_pairs,
+    load_pairs,
+    split_by_scene,
+)
+
+
+def save(path, size=(48, 40), seed=0, **options):
+    """A picture whose every pixel is different from its neighbours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+@pytest.fixture
+def clean_dir(tmp_path):
+    for i in range(5):
+        save(tmp_path / "photos" / f"{i}.png", seed=i)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def pair_dirs(tmp_path):
+    for i in range(5):
+        save(tmp_path / "noisy" / f"{i}.png", seed=100 + i)
+        save(tmp_path / "clean" / f"{i}.png", seed=i)
+    return tmp_path / "noisy", tmp_path / "clean"
+
+
+def add_noise(clean, generator):
+    """The smallest simulator: white noise on the uint8 grid."""
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
+    return clean, (noisy.clamp(0, 1) * 255).round() / 255
+
+
+def batches_of(dataset, simulator=None, batch_size=8, crop_schedule=((24, 1.0),), num_batches=20, **options):
+    return TrainingBatches([Source(dataset, 1.0, simulator)], batch_size, crop_schedule, num_batches, **options)
+
+
+def assert_equal(a, b):
+    assert a["files"] == b["files"]
+    for name in ("noisy", "clean", "u"):
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+# Where pictures come from
+
+
+def test_finds_pictures_in_subfolders_and_in_order(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a.tif", ".hidden.png"):
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.tif", "b/1.png", "b/2.JPG"]
+
+
+def test_no_folder_and_no_pictures_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*absent"):
+        find_images(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="No pictures were found in"):
+        find_images(tmp_path)
+
+
+def test_pairs_match_by_name_whatever_the_suffix(tmp_path):
+    noisy = save(tmp_path / "noisy" / "sub" / "1.png", seed=1)
+    save(tmp_path / "clean" / "sub" / "1.jpg", seed=2)
+    dataset = load_pairs(tmp_path / "noisy", tmp_path / "clean")
+    assert dataset.column_names == ["noisy", "clean", "scene"]
+    assert dataset["scene"][0] == "sub"
+    np.testing.assert_array_equal(np.asarray(dataset[0]["noisy"]), noisy)
+
+
+def test_a_missing_partner_is_named(pair_dirs):
+    noisy, clean = pair_dirs
+    (clean / "3.png").unlink()
+    with pytest.raises(ValueError, match=rf"noisy/3.png has no partner named 3\.\* in {clean}"):
+        load_pairs(noisy, clean)
+    (noisy / "3.png").unlink()
+    (noisy / "4.png").unlink()
+    with pytest.raises(ValueError, match=rf"clean/4.png has no partner named 4\.\* in {noisy}"):
+        load_pairs(noisy, clean)
+
+
+def test_two_candidates_for_one_partner_are_named(pair_dirs):
+    save(pair_dirs[1] / "3.jpg")
+    with pytest.raises(ValueError, match=r"3.jpg and .*3.png have one name"):
+        load_pairs(*pair_dirs)
+
+
+def test_a_pair_of_two_sizes_is_named(pair_dirs):
+    save(pair_dirs[1] / "2.png", size=(40, 48))
+    with pytest.raises(ValueError, match=r"noisy/2.png is 48x40 and .*clean/2.png is 40x48"):
+        load_pairs(*pair_dirs)
+
+
+def test_marked_pairs_in_one_folder(tmp_path):
+    noisy = save(tmp_path / "a_noisy.png", seed=1)
+    clean = save(tmp_path / "a_clean.png", seed=2)
+    save(tmp_path / "unrelated.png")
+    dataset = load_marked_pairs(tmp_path, "_noisy", "_clean")
+    assert len(dataset) == 1
+    np.testing.assert_array_equal(np.asarray(dataset[0]["noisy"]), noisy)
+    np.testing.assert_array_equal(np.asarray(dataset[0]["clean"]), clean)
+
+    save(tmp_path / "b_clean.png")
+    with pytest.raises(ValueError, match="b_clean.png has no partner b_noisy.png"):
+        load_marked_pairs(tmp_path, "_noisy", "_clean")
+    (tmp_path / "b_clean.png").rename(tmp_path / "b_noisy.png")
+    with pytest.raises(ValueError, match="b_noisy.png has no partner b_clean.png"):
+        load_marked_pairs(tmp_path, "_noisy", "_clean")
+    with pytest.raises(FileNotFoundError, match="'_grainy'"):
+        load_marked_pairs(tmp_path, "_grainy", "_clean")
+
+
+def test_sidd_medium_as_downloaded(tmp_path):
+    for folder, number in (("0001_001_S6_00100_00060_3200_L", "0001"), ("0002_001_S6_00100_00020_3200_N", "0002")):
+        for shot in ("010", "011"):
+            save(tmp_path / "Data" / folder / f"{number}_NOISY_SRGB_{shot}.PNG")
+            save(tmp_path / "Data" / folder / f"{number}_GT_SRGB_{shot}.PNG")
+    dataset = LAYOUTS["sidd"](tmp_path)
+    assert len(dataset) == 4
+    assert set(dataset["scene"]) == {"001"}
+
+
+def test_polyu_and_cc_crops_of_one_scene_stay_together(tmp_path):
+    for name in ("Canon5D2_5_160_3200_chair_5", "Canon5D2_5_160_3200_chair__14", "d800_iso1600_1"):
+        save(tmp_path / f"{name}_real.JPG")
+        save(tmp_path / f"{name}_mean.JPG")
+    for layout in ("polyu", "cc"):
+        scenes = LAYOUTS[layout](tmp_path)["scene"]
+        assert sorted(scenes) == ["Canon5D2_5_160_3200_chair", "Canon5D2_5_160_3200_chair", "d800_iso1600"]
+
+
+def test_scene_folders_of_renoir_and_nind(tmp_path):
+    for name in ("IMG_1Reference.bmp", "IMG_2Noisy.bmp", "IMG_3Noisy.bmp", "IMG_4Full.bmp"):
+        save(tmp_path / "Batch_001" / name, seed=len(name) * 7 + int(name[4]))
+    for iso in ("200", "6400", "H1"):
+        save(tmp_path / "tree" / f"NIND_tree_ISO{iso}.png", size=(32, 32))
+    dataset = LAYOUTS["scenes"](tmp_path)
+    rows = dataset.cast_column("noisy", datasets.Image(decode=False)).cast_column(
+        "clean", datasets.Image(decode=False)
+    )
+    names = sorted(
+        (row["scene"], row["noisy"]["path"].split("/")[-1], row["clean"]["path"].split("/")[-1]) for row in rows
+    )
+    assert names == [
+        ("Batch_001", "IMG_2Noisy.bmp", "IMG_1Reference.bmp"),
+        ("Batch_001", "IMG_3Noisy.bmp", "IMG_1Reference.bmp"),
+        ("tree", "NIND_tree_ISO6400.png", "NIND_tree_ISO200.png"),
+        ("tree", "NIND_tree_ISOH1.png", "NIND_tree_ISO200.png"),
+    ]
+
+
+def test_a_scene_without_reference_or_without_noise_is_named(tmp_path):
+    save(tmp_path / "tree" / "1.png")
+    with pytest.raises(ValueError, match="tree has no reference"):
+        LAYOUTS["scenes"](tmp_path)
+    (tmp_path / "tree" / "1.png").rename(tmp_path / "tree" / "tree_ISO100.png")
+    with pytest.raises(ValueError, match="tree has a reference, tree_ISO100.png, but no noisy"):
+        LAYOUTS["scenes"](tmp_path)
+
+
+def test_sidd_validation_blocks(tmp_path):
+    io = pytest.importorskip("scipy.io")
+    blocks = {name: np.random.randint(0, 256, (2, 3, 16, 12, 3), dtype=np.uint8) for name in ("Noisy", "Gt")}
+    with pytest.raises(FileNotFoundError, match="ValidationNoisyBlocksSrgb.mat"):
+        LAYOUTS["sidd-validation"](tmp_path)
+    for name, array in blocks.items():
+        io.savemat(tmp_path / f"Validation{name}BlocksSrgb.mat", {f"Validation{name}BlocksSrgb": array})
+    dataset = LAYOUTS["sidd-validation"](tmp_path)
+    assert list(dataset["scene"]) == ["0000"] * 3 + ["0001"] * 3
+    np.testing.assert_array_equal(np.asarray(dataset[4]["noisy"]), blocks["Noisy"][1, 1])
+    np.testing.assert_array_equal(np.asarray(dataset[4]["clean"]), blocks["Gt"][1, 1])
+
+
+def test_dnd_crops(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "images_srgb").mkdir()
+    picture = np.random.rand(20, 30, 3).astype(np.float32)
+    boxes = np.array([[1, 1, 8, 10], [5, 11, 20, 30]])
+    with h5py.File(tmp_path / "info.mat", "w") as file:  # MATLAB's order of dimensions is the other way round
+        file["boxes_of_1"] = boxes.T.astype(np.float64)
+        references = file.create_dataset("info/boundingboxes", (1, 1), dtype=h5py.ref_dtype)
+        references[0, 0] = file["boxes_of_1"].ref
+    with h5py.File(tmp_path / "images_srgb" / "0001.mat", "w") as file:
+        file["InoisySRGB"] = picture.T
+    dataset = LAYOUTS["dnd"](tmp_path)
+    assert dataset.column_names == ["noisy", "scene"]
+    assert [image.size for image in dataset["noisy"]] == [(10, 8), (20, 16)]
+    expected = (picture[4:20, 10:30] * 255).round().astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(dataset[1]["noisy"]), expected)
+
+
+def test_any_dataset_with_two_image_columns(tmp_path, pair_dirs):
+    dataset = load_pairs(*pair_dirs).rename_columns({"noisy": "lq", "clean": "hq"})
+    (tmp_path / "hub").mkdir()
+    dataset.to_parquet(tmp_path / "hub" / "train.parquet")
+    for streaming in (False, True):
+        loaded = load_hub_dataset(str(tmp_path / "hub"), "train", "lq", "hq", streaming)
+        assert set(loaded.features) == {"noisy", "clean", "scene"}
+        assert len(list(loaded)) == 5
+    with pytest.raises(ValueError, match="no image column 'gt'; its columns are lq, hq, scene"):
+        load_hub_dataset(str(tmp_path / "hub"), "train", "lq", "gt")
+    with pytest.raises(ValueError, match="no image column 'scene'"):
+        load_hub_dataset(str(tmp_path / "hub"), "train", "lq", "scene")
+    clean_only = load_hub_dataset(str(tmp_path / "hub"), "train", clean_column="hq")
+    assert set(clean_only.features) == {"clean", "scene"}
+
+
+def test_splits_are_by_scene_and_do_not_move(clean_dir):
+    dataset = load_clean(clean_dir)
+    dataset = datasets.concatenate_datasets([dataset, dataset])  # two rows of each scene
+    train, held_out = split_by_scene(dataset, share=0.4)
+    assert (len(train), len(held_out)) == (6, 4)
+    assert not set(train["scene"]) & set(held_out["scene"])
+    more = datasets.concatenate_datasets([dataset.select([0, 1, 2, 3, 4]), dataset])
+    assert set(split_by_scene(more, share=0.4)[1]["scene"]) == set(held_out["scene"])
+    without_scenes = dataset.remove_columns("scene")
+    assert [len(part) for part in split_by_scene(without_scenes, share=0.1)] == [9, 1]
+
+
+def test_one_scene_cannot_be_split(clean_dir):
+    with pytest.raises(ValueError, match="of one scene"):
+        split_by_scene(load_clean(clean_dir).select([2]))
+
+
+# How they are read
+
+
+def test_pictures_are_decoded_upright_to_8_bits(tmp_path):
+    pixels = save(tmp_path / "turned.png", exif=(exif := Image.Exif()))
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(grey).save(tmp_path / "grey16.png")
+    Image.fromarray(pixels).convert("P").save(tmp_path / "palette.png")
+    cells = {path.stem: {"bytes": None, "path": str(path)} for path in find_images(tmp_path)}
+    np.testing.assert_array_equal(decode(cells["turned"]), np.rot90(pixels, -1))
+    np.testing.assert_array_equal(decode(cells["grey16"]), np.repeat((grey >> 8)[..., None], 3, axis=2))
+    assert decode(cells["palette"]).shape == (40, 48, 3)
+
+
+def break_file(path):
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def test_an_unreadable_file_is_named_skipped_and_counted(clean_dir, caplog):
+    break_file(clean_dir / "2.png")
+    batches = batches_of(load_clean(clean_dir), add_noise)
+    with caplog.at_level(logging.WARNING):
+        files = [file for k in range(10) for file in batches[k]["files"]]
+    assert not any("2.png" in file for file in files)
+    assert {file[-5:] for file in files} == {"0.png", "1.png", "3.png", "4.png"}
+    warnings = [record for record in caplog.records if "2.png cannot be read and is left out" in record.message]
+    assert len(warnings) == 1
+
+
+def test_more_than_one_percent_unreadable_is_an_error(clean_dir):
+    break_file(clean_dir / "2.png")
+    (clean_dir / "3.png").write_bytes(b"")
+    batches = batches_of(load_clean(clean_dir), add_noise)
+    with pytest.raises(
+        ValueError, match=r"2 of 5 pictures cannot be read, which is more than 1%: .*[23].png.*[23].png"
+    ):
+        [batches[k] for k in range(10)]
+
+
+def test_pictures_are_read_once_while_memory_lasts(clean_dir):
+    pictures = Pictures(load_clean(clean_dir))
+    assert pictures[1] is pictures[1]
+    before = pictures[1]["clean"].copy()
+    (clean_dir / "1.png").unlink()
+    np.testing.assert_array_equal(pictures[1]["clean"], before)
+
+
+def test_pictures_smaller_than_the_crop_are_named_before_any_work(clean_dir):
+    with pytest.raises(ValueError, match=r"0.png is 48x40, but training needs sides of at least 48 px"):
+        batches_of(load_clean(clean_dir), add_noise, crop_schedule=[(24, 0.5), (40, 1.0)])
+
+
+def test_small_pictures_within_a_dataset_are_named_when_read(clean_dir):
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(clean_dir)]
+    dataset = datasets.Dataset.from_dict({"clean": cells}, features=datasets.Features({"clean": datasets.Image()}))
+    batches = batches_of(dataset, add_noise, crop_schedule=[(40, 1.0)])
+    with pytest.raises(ValueError, match=r"\d.png is 48x40, but training needs sides of at least 48 px"):
+        batches[0]
+
+
+def test_clean_pictures_need_a_simulator(clean_dir):
+    with pytest.raises(ValueError, match="needs a simulator"):
+        batches_of(load_clean(clean_dir))
+
+
+def test_batches_depend_on_seed_and_number_alone(clean_dir):
+    dataset = load_clean(clean_dir)
+    in_order = [batches_of(dataset, add_noise)[k] for k in range(4)]
+    batches = batches_of(dataset, add_noise)
+    for k in (3, 1, 2):
+        assert_equal(batches[k], in_order[k])
+    assert not torch.equal(in_order[0]["clean"], in_order[1]["clean"])
+    other_seed = batches_of(dataset, add_noise, seed=1)[0]
+    assert not torch.equal(other_seed["clean"], in_order[0]["clean"])
+
+
+def test_two_processes_see_together_what_one_sees_with_twice_the_batch(clean_dir):
+    dataset = load_clean(clean_dir)
+    whole = batches_of(dataset, add_noise, batch_size=16)[5]
+    halves = [batches_of(dataset, add_noise, process_index=i, num_processes=2)[5] for i in range(2)]
+    joined = {name: torch.cat([half[name] for half in halves]) for name in ("noisy", "clean", "u")}
+    assert_equal(joined | {"files": halves[0]["files"] + halves[1]["files"]}, whole)
+
+
+def test_a_worker_process_changes_nothing(clean_dir):
+    batches = batches_of(load_clean(clean_dir), add_noise)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(3, 6), num_workers=1)
+    for k, batch in zip(range(3, 6), loader, strict=True):
+        assert_equal(batch, batches[k])
+
+
+def test_noisy_and_clean_are_cut_flipped_and_turned_alike(pair_dirs, tmp_path):
+    for path in find_images(pair_dirs[1]):
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(255 - pixels).save(pair_dirs[0] / path.name)
+    batch = batches_of(load_pairs(*pair_dirs), batch_size=32)[0]
+    torch.testing.assert_close(batch["noisy"], 255 - batch["clean"], rtol=0, atol=0)
+
+
+def test_all_eight_orientations_come(tmp_path):
+    pixels = save(tmp_path / "photos" / "0.png", size=(24, 24))
+    Image.fromarray(pixels).save(tmp_path / "photos" / "1.png")
+    dataset = load_pairs(tmp_path / "photos", tmp_path / "photos")
+    batch = batches_of(dataset, batch_size=64)[0]
+    expected = {np.rot90(p, turns).tobytes() for p in (pixels, pixels[:, ::-1]) for turns in range(4)}
+    seen = {np.ascontiguousarray(clean.permute(1, 2, 0).numpy()).tobytes() for clean in batch["clean"]}
+    assert seen == expected
+
+
+def test_the_simulators_borders_are_cut_off_at_random(clean_dir):
+    def mark_border(clean, generator):
+        noisy = torch.zeros_like(clean)
+        noisy[..., 0, :] = 1.0
+        return clean, noisy
+
+    batch = batches_of(load_clean(clean_dir), mark_border, batch_size=64)[0]
+    assert batch["noisy"].shape == (64, 3, 24, 24)
+    with_border = (batch["noisy"] == 255).any(dim=-1).any(dim=-1).all(dim=1)
+    assert 0 < with_border.sum() < 32
+
+
+def test_crops_grow_and_batches_shrink_by_the_schedule(clean_dir):
+    batches = batches_of(
+        load_clean(clean_dir), add_noise, batch_size=16, crop_schedule=[(8, 0.5), (16, 0.75), (32, 1.0)], num_batches=8
+    )
+    shapes = [tuple(batches[k]["clean"].shape) for k in range(8)]
+    assert shapes == [(16, 3, 8, 8)] * 4 + [(4, 3, 16, 16)] * 2 + [(1, 3, 32, 32)] * 2
+
+
+def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):
+    sources = [Source(load_clean(clean_dir), 3.0, add_noise), Source(load_pairs(*pair_dirs), 1.0)]
+    batches = TrainingBatches(sources, 100, [(24, 1.0)], 5)
+    simulated = sum("photos" in file for k in range(5) for file in batches[k]["files"])
+    assert 340 < simulated < 410  # 375 expected, with a standard deviation of 10
+    sample = batches[0]
+    assert sample["noisy"].shape == sample["clean"].shape == (100, 3, 24, 24)
+
+
+# Streams
+
+
+@pytest.fixture
+def streamed(tmp_path):
+    """Forty rows in four files, one of them unreadable."""
+    cells = []
+    for i in range(40):
+        save(tmp_path / "tiles" / f"{i:02d}.png", seed=i, size=(32, 32))
+        data = (tmp_path / "tiles" / f"{i:02d}.png").read_bytes()
+        cells.append({"bytes": data[:500] if i == 17 else data, "path": f"{i:02d}.png"})
+    (tmp_path / "hub").mkdir()
+    features = datasets.Features({"clean": datasets.Image()})
+    for shard in range(4):
+        part = datasets.Dataset.from_dict({"clean": cells[shard::4]}, features=features)
+        part.to_parquet(tmp_path / "hub" / f"train-{shard}.parquet")
+    return lambda: load_hub_dataset(str(tmp_path / "hub"), streaming=True)
+
+
+def test_a_stream_gives_every_row_once_a_pass_in_shuffled_order(streamed):
+    batches = batches_of(streamed(), add_noise, batch_size=8)
+    passes = [[file for k in range(5 * i, 5 * i + 5) for file in batches[k]["files"]] for i in range(2)]
+    for files in passes:
+        assert len(files) == 40
+        assert set(files) == {f"{i:02d}.png" for i in range(40)} - {"17.png"}
+    assert passes[0] != passes[1]
+    assert passes[0] != sorted(passes[0])
+
+
+def test_a_stream_goes_on_where_it_was(streamed):
+    in_order = batches_of(streamed(), add_noise)
+    expected = [in_order[k] for k in range(8)]
+    for start in range(8):
+        assert_equal(batches_of(streamed(), add_noise)[start], expected[start])
+    assert_equal(in_order[2], expected[2])  # backwards too
+
+
+def test_two_processes_divide_a_stream(streamed):
+    whole = batches_of(streamed(), add_noise, batch_size=16)
+    halves = [batches_of(streamed(), add_noise, process_index=i, num_processes=2) for i in range(2)]
+    for k in range(4):
+        assert halves[0][k]["files"] + halves[1][k]["files"] == whole[k]["files"]
+
+
+def test_an_empty_stream_is_an_error():
+    features = datasets.Features({"clean": datasets.Image()})
+    empty = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
+    with pytest.raises(ValueError, match="stream.* is empty"):
+        batches_of(empty, add_noise)[0]
