@@ -1,0 +1,284 @@
+#!/usr/bin/env python
+"""Measure denoisers on real and simulated noise: how good, under which step rule, after how many steps, and how fast.
+
+    python examples/evaluate.py --model my-gdd --data polyu:polyu-val --compare bm3d nlm wavelet ffdnet
+
+Writes tables (Markdown and JSON), plots and sheets of crops to --output_dir. Run the same command again to go on where
+it was stopped, or `accelerate launch examples/evaluate.py ...` to divide the pictures among processes.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from evaluation import report
+from evaluation.benchmarks import load_data, write_dnd_submission, write_sidd_submission
+from evaluation.peers import load_peer
+from evaluation.results import Method, Results, measure, slug
+from tqdm.auto import tqdm
+
+from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
+from gdd_diffusers.pipeline_real_denoise import RealDenoisePipeline
+from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
+
+
+NOISY_INPUT = Method("noisy input", lambda picture: picture)
+SHEET_PICTURES = 8  # of each data set, whose results are kept to choose crops from
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="NAME:PATH[@NOISE:LEVEL]",
+        help="Repeatable. Folders of pairs, PolyU, CC, SIDD, DND or hub:REPO, see examples/evaluation/benchmarks.py; "
+        "@gaussian:25, @phone:1600 or @camera:6400 put noise on clean pictures.",
+    )
+    parser.add_argument("--max_pictures", type=int, help="So many of each data set, evenly spaced, for every method.")
+    parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate"))
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        default=[],
+        metavar="PEER",
+        help="bm3d (free for non-commercial use only), nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS or "
+        "spandrel:ARCHITECTURE:WEIGHTS.",
+    )
+    parser.add_argument("--extra_metrics", nargs="*", default=[], metavar="METRIC", help="Of pyiqa: lpips, niqe, ...")
+    ours = parser.add_argument_group("models of this package")
+    ours.add_argument(
+        "--model", action="extend", nargs="*", help="Folders or Hub repos; if left out, what is bundled."
+    )
+    ours.add_argument("--steps", type=int, nargs="+", default=[1, 3, 5, 10])
+    ours.add_argument("--rules", nargs="+", choices=["origin", "improved"], default=["origin", "improved"])
+    ours.add_argument("--strength", type=float, nargs="+", default=[1.0])
+    ours.add_argument("--self_ensemble", action="store_true", help="Also with the mean over 8 flips and turns.")
+    ours.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    ours.add_argument("--write_card", action="store_true", help="Write the figures into the model folders' cards.")
+    ours.add_argument("--submission", action="store_true", help="Write the files that SIDD's benchmark and DND take.")
+    args = parser.parse_args(argv)
+    if args.submission and args.max_pictures:
+        parser.error("a --submission takes all pictures, leave out --max_pictures.")
+    if args.write_card and not all(Path(model).is_dir() for model in args.model or [""]):
+        parser.error("--write_card needs folders of models, given as --model.")
+    return args
+
+
+def load_methods(args, device: torch.device) -> list[Method]:
+    """The rows of the tables: the noisy input, models under every rule and number of steps, and peers."""
+    methods = [NOISY_INPUT]
+    models = [None] if args.model is None else args.model
+    labels = ["bundled" if model is None else Path(model).resolve().name for model in models]
+    for model, label in zip(models, labels, strict=True):
+        pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, args.dtype)).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        methods += pipeline_methods(pipe, model or label, label if labels.count(label) == 1 else model, args)
+    for peer in args.compare:
+        denoise, takes_sigma = load_peer(peer, device)
+        name, _, weights = peer.rpartition(":") if peer.count(":") > 1 else (peer, "", None)
+        fingerprint = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else ""
+        if takes_sigma:
+            methods.append(Method(f"{name}, blind", denoise, "blind", fingerprint))
+            methods.append(Method(f"{name}, best sigma", denoise, "best", fingerprint))
+        else:
+            methods.append(Method(name, denoise, None, fingerprint))
+    return methods
+
+
+def pipeline_methods(pipe: RealDenoisePipeline, model: str, label: str, args) -> list[Method]:
+    configs = [pipe.config, pipe.unet.config, pipe.scheduler.config]
+    # names with an underscore tell where the model was loaded from
+    settings = [{k: v for k, v in config.items() if not k.startswith("_")} for config in configs]
+    fingerprint = hashlib.sha256(f"{settings} {args.dtype}".encode())
+    for tensor in pipe.unet.state_dict().values():
+        fingerprint.update(tensor.float().cpu().numpy())
+
+    def denoise(picture, rule, steps, strength):
+        pipe.scheduler = InterpolationScheduler.from_config(pipe.scheduler.config, step_rule=rule)
+        return pipe(picture, num_inference_steps=steps, strength=strength, output_type="np").images[0]
+
+    methods = []
+    for rule in args.rules:
+        for strength in args.strength:
+            for steps in args.steps:
+                variant = f"{rule}, {steps} step{'s' * (steps > 1)}" + f", strength {strength}" * (strength != 1)
+                plain = partial(denoise, rule=rule, steps=steps, strength=strength)
+                variants = {variant: plain}
+                if args.self_ensemble:
+                    variants[f"{variant}, x8"] = partial(self_ensemble, plain)
+                for variant, function in variants.items():
+                    name = f"{label}, {variant}"
+                    methods.append(Method(name, function, None, fingerprint.hexdigest(), model, rule, steps, variant))
+    return methods
+
+
+def self_ensemble(denoise: Callable, picture: np.ndarray) -> np.ndarray:
+    """The mean of the results for the picture's 8 flips and turns, each turned back."""
+    results = []
+    for turns in range(4):
+        turned = np.rot90(picture, turns)
+        results.append(np.rot90(denoise(np.ascontiguousarray(turned)), -turns))
+        results.append(np.rot90(denoise(np.ascontiguousarray(turned[:, ::-1]))[:, ::-1], -turns))
+    return np.mean(results, axis=0)
+
+
+def load_metrics(extra: list[str], device: torch.device) -> dict[str, Callable]:
+    metrics = {"psnr": psnr, "ssim": ssim, "ssim_matlab": ssim_matlab}
+    for name in extra:
+        try:
+            import pyiqa
+
+            metrics[name] = pyiqa.create_metric(name, device=device)
+        except ImportError as error:
+            raise ValueError(f"--extra_metrics needs pyiqa and torchvision: pip install pyiqa ({error}).") from error
+        except OSError as error:
+            raise ValueError(f"The weights of {name} cannot be had: {error}") from error
+    return metrics
+
+
+def describe_machine(device: torch.device, dtype: str) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {dtype}"
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return f"{names[0] if names else platform.processor() or device.type}, {torch.get_num_threads()} threads, {dtype}"
+
+
+def evenly_spaced(items: list, count: int | None) -> list:
+    if count is None or count >= len(items):
+        return items
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def evaluate(method: Method, results: Results, kept: set[int], metrics: dict[str, Callable], title: str):
+    """Measures a method on this process's share of the pictures, leaving out what is known from a run before."""
+    state, pictures, known = PartialState(), results.pictures, results.read(method)
+    needed = set() if pictures.submission else metrics.keys()
+    for i in tqdm(
+        results.chosen[state.process_index :: state.num_processes], title, disable=not state.is_main_process
+    ):
+        row = known.get(i, {"error": "not measured yet"})
+        if "error" not in row and needed <= row.keys() and (i not in kept or results.picture_file(method, i).exists()):
+            continue
+        try:
+            row, result = measure(method, *pictures.load(i), metrics, state.device)
+        # Whatever a foreign model stumbles over costs it its own line of the table, not the run.
+        except Exception as error:
+            results.append(method, i, {"error": f"{type(error).__name__}: {error}"})
+            tqdm.write(f"{method.name} failed on {pictures.names[i]} of {pictures.name}: {error}", file=sys.stderr)
+            return
+        if i in kept:
+            results.write_picture(method, i, result)
+        results.append(method, i, row)
+
+
+def collect(methods: list[Method], results: Results, metrics: dict[str, Callable]) -> dict:
+    """One data set as `evaluation.report` wants it."""
+    metric_names = [] if results.pictures.submission else list(metrics)
+    noisy_rows = list(results.read(NOISY_INPUT).values())
+    entries = []
+    for method in methods:
+        rows = list(results.read(method).values())
+        entry = {key: getattr(method, key) for key in ("name", "model", "rule", "steps", "variant")}
+        failed = [row for row in rows if "error" in row]
+        if failed:
+            entry["error"] = f"{failed[0]['error']} (on {failed[0]['picture']})"
+        else:
+            entry["figures"] = report.figures(rows, None if method is NOISY_INPUT else noisy_rows, metric_names)
+        entries.append(entry)
+    names = [results.pictures.names[i] for i in results.chosen]
+    return {
+        "name": results.pictures.name,
+        "pictures": names,
+        "of": len(results.pictures.names),
+        "machine": results.machine,
+        "methods": entries,
+    }
+
+
+def write_sheet(methods: list[Method], results: Results, kept: list[int], file: Path):
+    pictures = []
+    for i in kept:
+        noisy, clean = results.pictures.load(i)
+        denoised = {method.name: results.read_picture(method, i) for method in methods if method is not NOISY_INPUT}
+        pictures.append({NOISY_INPUT.name: noisy, **denoised, "clean": clean})
+    report.sheet(pictures, file)
+
+
+def write_submission(method: Method, results: Results, seconds_per_megapixel: float):
+    folder = results.folder / "submission" / slug(method.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    denoised = (results.read_picture(method, i) for i in results.chosen)
+    if results.pictures.submission == "sidd":
+        write_sidd_submission(folder, results.pictures.names, denoised, seconds_per_megapixel)
+    else:
+        write_dnd_submission(folder, results.pictures.names, denoised)
+    print(f"Wrote {folder}")
+
+
+def main(args):
+    state = PartialState()
+    methods = load_methods(args, state.device)
+    metrics = load_metrics(args.extra_metrics, state.device)
+    data_sets = [load_data(spec) for spec in args.data]
+    machine = describe_machine(state.device, args.dtype)
+
+    data = []
+    for number, pictures in enumerate(data_sets, start=1):
+        # 1. Choose: the same pictures for every method, and some of them whose results are kept
+        chosen = evenly_spaced(list(range(len(pictures.names))), args.max_pictures)
+        results = Results(args.output_dir, pictures, chosen, machine, state.process_index)
+        submission = args.submission and pictures.submission
+        kept = chosen if submission else evenly_spaced(chosen, SHEET_PICTURES)
+        # where no clean picture is given away, nothing can tell which sigma is the best
+        usable = [method for method in methods if not (method.sigma == "best" and pictures.submission)]
+
+        # 2. Measure
+        for k, method in enumerate(usable, start=1):
+            title = f"{pictures.name} ({number}/{len(data_sets)}): {method.name} ({k}/{len(usable)})"
+            evaluate(method, results, set(kept), metrics, title)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            continue
+
+        # 3. Report what can be told of this data set alone
+        part = collect(usable, results, metrics)
+        data.append(part)
+        worked = [method for method, entry in zip(usable, part["methods"], strict=True) if "figures" in entry]
+        if submission:
+            for method in worked[1:]:
+                speed = next(e["figures"]["mpx_per_second"] for e in part["methods"] if e["name"] == method.name)
+                write_submission(method, results, 1 / speed)
+        elif not pictures.submission and len(worked) > 1:
+            write_sheet(worked, results, kept, args.output_dir / f"sheet-{slug(pictures.name)}.png")
+        print(f"\n{part['name']}, {len(chosen)} of {part['of']} pictures\n\n{report.table(part['methods'])}\n")
+
+    # 4. Report all of it
+    if state.is_main_process:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        (args.output_dir / "results.json").write_text(json.dumps(data, indent=1))
+        (args.output_dir / "results.md").write_text(report.markdown(data, shlex.join(["python", *sys.argv])))
+        report.plot_steps(data, args.output_dir / "steps.png")
+        report.plot_time(data, args.output_dir / "time.png")
+        for model in args.model if args.write_card else []:
+            report.write_card(Path(model), model, data)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    # what a user can cause is said in one sentence
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
