@@ -82,21 +82,34 @@ def choose_device(device: str, dtype: str):
     return torch.device(device), getattr(torch, dtype)
 
 
-def load_pipeline(model: str | None, **kwargs):
-    """A pipeline from a folder, `ORG/NAME` or `ORG/NAME@REVISION`, or the bundled weights."""
+def find_model(model: str | None) -> Path:
+    """The folder of a model: given as such, as `ORG/NAME` or `ORG/NAME@REVISION` on the Hub, or the bundled one."""
+    from .pipeline_real_denoise import BUNDLED, RealDenoisePipeline
+
+    if model is None:
+        return BUNDLED
+    if Path(model).is_dir():
+        return Path(model)
+    name, _, revision = model.partition("@")
+    try:
+        return Path(RealDenoisePipeline.download(name, revision=revision or None))
+    except Exception as error:  # the Hub client has many classes of errors, and all mean that there is no model
+        raise fail(
+            f"there is no folder {model}, and no model of that name came from the Hub: {one_line(error)}"
+        ) from None
+
+
+def load_pipeline(folder: Path, **kwargs):
     from diffusers.utils import logging
 
     from .pipeline_real_denoise import RealDenoisePipeline
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name, _, revision = (model or "").partition("@")
-    if model and not Path(model).exists() and revision:
-        model, kwargs["revision"] = name, revision
     try:
-        return RealDenoisePipeline.from_pretrained(model, **kwargs)
-    except Exception as error:  # whatever a library raises, the user asked for a model and gets a sentence about it
-        raise fail(f"cannot load the model {model or 'that comes with gdd'}: {one_line(error)}") from None
+        return RealDenoisePipeline.from_pretrained(folder, **kwargs)
+    except Exception as error:  # a folder can be wrong in many ways, and diffusers has a class of errors for most
+        raise fail(f"cannot load the model in {folder}: {one_line(error)}") from None
 
 
 def plan_outputs(inputs: list[Path], output: Path | None, format: str | None, recursive: bool) -> dict[Path, Path]:
@@ -234,7 +247,7 @@ def denoise(
     done, megapixels, start = 0, 0.0, time.monotonic()
     if jobs:
         chosen_device, chosen_dtype = choose_device(device, dtype)
-        pipe = load_pipeline(model, dtype=chosen_dtype).to(chosen_device)
+        pipe = load_pipeline(find_model(model), dtype=chosen_dtype).to(chosen_device)
         if rule:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, step_rule=rule.value)
         largest = pipe.scheduler.config.num_train_timesteps
@@ -308,23 +321,36 @@ def info(
 ):
     """Print what a model is: size, settings, training data, licence, measured quality."""
     from huggingface_hub import ModelCard
-    from safetensors import safe_open
 
-    from .pipeline_real_denoise import RealDenoisePipeline
-
-    pipe = load_pipeline(model)
+    folder = find_model(model)
+    pipe = load_pipeline(folder)
     parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
     overlap, tile_size = pipe.config.tile_overlap, pipe.config.tile_size
     rows = {
-        "model": model or "gdd-small, bundled",
-        "network": f"{type(pipe.unet).__name__}, {parameters / 1e6:.2f} M parameters",
+        "model": model or "gdd-small, bundled with gdd",
+        "network": f"{type(pipe.unet).__name__}, {parameters / 1e6:.2f} million parameters",
+        "sees": f"{pipe.receptive_field} px to each side" if pipe.receptive_field else "the whole picture",
         "prediction": pipe.scheduler.config.prediction_type,
         "default": f"{pipe.config.default_num_inference_steps} steps, rule {pipe.scheduler.config.step_rule}",
-        "tiles": f"{tile_size} px, {overlap} px overlap" if tile_size else "none",
-        "sees": f"{pipe.receptive_field} px to each side" if pipe.receptive_field else "the whole picture",
+        "tiles": f"up to {tile_size} px, overlapping by {overlap} px" if tile_size else "none",
     }
+    card_file = folder / "README.md"
+    card = ModelCard.load(card_file) if card_file.is_file() else None
+    rows["licence"] = (card and card.data.license) or "not stated"
+    rows["trained on"] = first_paragraph(card.text, "Training") if card else "not stated"
     for name, value in rows.items():
         typer.echo(f"{name:12}{value}")
+    for result in (card and card.data.eval_results) or []:
+        typer.echo(
+            f"{'measured':12}{result.metric_name or result.metric_type} {result.metric_value} on {result.dataset_name}"
+        )
+
+
+def first_paragraph(markdown: str, heading: str) -> str:
+    """What a card says first below the heading that begins so."""
+    _, _, section = markdown.partition(f"\n## {heading}")
+    paragraphs = [" ".join(block.split()) for block in section.split("\n\n")[1:]]
+    return next(filter(None, paragraphs), "not stated")
 
 
 @app.command()

@@ -23,6 +23,8 @@ PipelineImageInput = (
     Image.Image | np.ndarray | torch.Tensor | list[Image.Image] | list[np.ndarray] | list[torch.Tensor]
 )
 
+BUNDLED = Path(__file__).parent / "pretrained" / "gdd-small"  # the weights that come with the package
+
 # the modes of PIL that pictures come back in, and those that others than RGB stand in for
 PIL_MODES = ("L", "LA", "RGB", "RGBA")
 PIL_CONVERSIONS = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
@@ -101,7 +103,7 @@ class RealDenoisePipeline(DiffusionPipeline):
             **kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]: `revision`, `variant`, `dtype`...
         """
         if pretrained_model_name_or_path is None:
-            pretrained_model_name_or_path = Path(__file__).parent / "pretrained" / "gdd-small"
+            pretrained_model_name_or_path = BUNDLED
         return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
@@ -117,7 +119,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         weights = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
         return snapshot_download(
             pretrained_model_name,
-            allow_patterns=["model_index.json", "*/*.json", f"unet/{weights}*.safetensors"],
+            allow_patterns=["README.md", "model_index.json", "*/*.json", f"unet/{weights}*.safetensors"],
             **{name: kwargs[name] for name in names if kwargs.get(name) is not None},
         )
 
