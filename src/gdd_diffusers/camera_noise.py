@@ -25,7 +25,7 @@ PRESETS = {
     # Small sensors: shot noise and its relation to read noise as in the SIDD phones (Zamir et al., "CycleISP", CVPR
     # 2020: shot 6.9e-4 at ISO 100 to 0.022 at ISO 3200), and files that were hardly processed.
     "phone": {
-        "iso": (50, 4000),
+        "iso": (70, 4500),
         "shot_per_iso": (6.0e-6, 7.9e-6),
         "read_factor": (1.26, 3.16),  # read = read_factor shot^read_power
         "read_power": (1.85, 1.85),
@@ -34,13 +34,13 @@ PRESETS = {
         "bits": (9.5, 12.0),
         "exposure": (0.08, 1.3),
         "contrast": (1.0, 1.5),  # of the tone curve: its slope in the middle
-        "colour_matrix": (0.6, 1.0),  # 0: the sensor sees sRGB, 1: it sees as the four cameras below do
-        "red_gain": (1.4, 2.4),  # white balance
+        "colour_matrix": (0.5, 0.9),  # 0: the sensor sees sRGB, 1: it sees as the four cameras below do
+        "red_gain": (1.4, 2.2),  # white balance
         "blue_gain": (1.3, 2.2),
-        "malvar": (0.7, 1.0),  # 0: bilinear demosaicing, 1: Malvar et al.
-        "luma_denoise": (0.0, 0.2),  # in units of the picture's noise
-        "chroma_denoise": (0.0, 0.1),
-        "sharpen": (0.0, 0.2),
+        "malvar": (0.5, 1.0),  # 0: bilinear demosaicing, 1: Malvar et al.
+        "luma_denoise": (0.0, 0.3),  # in units of the picture's noise
+        "chroma_denoise": (0.0, 0.03),
+        "sharpen": (0.0, 0.3),
         "enlarging": (1.0, 1.0),
         "jpeg_share": (0.2, 0.2),
         "chroma_subsampling": (0.0, 3.0),  # below 1: 4:4:4, below 2: 4:2:2, else 4:2:0
@@ -49,12 +49,12 @@ PRESETS = {
     # Large sensors: full wells of 40,000 to 80,000 electrons at ISO 100, the relation of read to shot noise of Brooks
     # et al., and the JPEG files that such cameras write themselves.
     "camera": {
-        "iso": (3200, 25600),
+        "iso": (2500, 20000),
         "shot_per_iso": (1.2e-7, 2.4e-7),
         "read_factor": (2.0, 5.5),
         "read_power": (2.18, 2.18),
         "tail": (0.0, 0.2),
-        "row": (0.2, 1.2),
+        "row": (0.3, 1.5),
         "bits": (12.0, 14.0),
         "exposure": (0.25, 1.3),
         "contrast": (1.0, 1.6),
@@ -62,7 +62,7 @@ PRESETS = {
         "red_gain": (1.2, 1.8),
         "blue_gain": (1.2, 1.9),
         "malvar": (0.9, 1.0),
-        "luma_denoise": (0.3, 1.4),
+        "luma_denoise": (0.3, 1.5),
         "chroma_denoise": (0.6, 1.4),
         "sharpen": (0.0, 0.3),
         "enlarging": (1.1, 1.8),
@@ -124,8 +124,8 @@ class CameraNoise:
     to change colours nor to undo a demosaicing. Noise may darken or lighten on average: gamma and clipping do that.
 
     Args:
-        preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 15 to 37 dB PSNR, hardly processed),
-            `"camera"` (large sensor at high ISO, about 29 to 45 dB, in-camera JPEG), `"mixed"` (each picture one of
+        preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 14 to 36 dB PSNR, hardly processed),
+            `"camera"` (large sensor at high ISO, mostly 31 to 42 dB, in-camera JPEG), `"mixed"` (each picture one of
             both) or `"gaussian"` (white noise in sRGB of a standard deviation from 0 to 55/255, for comparison with
             the literature).
 
