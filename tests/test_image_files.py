@@ -275,6 +275,10 @@ def test_exif_too_long_for_a_jpeg_loses_the_makers_note_only(tmp_path):
     picture = image_files.ImageFile(pixels, "tiff", 8, exif=exif.tobytes()[6:])
     write_image(tmp_path / "out.jpg", pixels, like=picture)
     assert exif_of(tmp_path / "out.jpg")[1:] == ("Model 1", 3200, None, None, GPS)
+    exif[0x9C9C] = bytes(70_000)
+    picture.exif = exif.tobytes()[6:]
+    write_image(tmp_path / "without.jpg", pixels, like=picture)
+    assert len(Image.open(tmp_path / "without.jpg").getexif()) == 0
 
 
 def test_no_metadata_is_made_up(tmp_path):
@@ -570,6 +574,14 @@ def test_other_depths(tmp_path, dtype):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path):
+    write_image(tmp_path / "a.png", noise())
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(ImageFileError, match="permission denied"):
+        read_image(tmp_path / "a.png")
+
+
 def test_other_channels(tmp_path):
     pyvips.Image.new_from_array(np.zeros((4, 4, 5), np.uint8)).copy(interpretation="srgb").tiffsave(
         str(tmp_path / "a.tif")
@@ -578,6 +590,25 @@ def test_other_channels(tmp_path):
     for name in ("a.tif", "b.tif"):
         with pytest.raises(ImageFileError, match="convert it"):
             read_image(tmp_path / name)
+
+
+def test_colours_by_code_that_would_be_lost(tmp_path):
+    vips(smooth()).heifsave(str(tmp_path / "a.avif"), compression="av1", lossless=True)
+    write_image(tmp_path / "a.png", smooth())
+    avif, png = (tmp_path / "a.avif").read_bytes(), (tmp_path / "a.png").read_bytes()
+    for primaries, transfer in ((1, 13), (9, 16), (9, 18), (12, 13)):
+        colour = b"colrnclx" + struct.pack(">HH", primaries, transfer)
+        at = avif.index(b"colrnclx")
+        (tmp_path / "b.avif").write_bytes(avif[:at] + colour + avif[at + len(colour) :])
+        chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+        chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (tmp_path / "b.png").write_bytes(png[:33] + chunk + png[33:])
+        for name in ("b.avif", "b.png"):
+            if primaries == 1:
+                assert read_image(tmp_path / name).pixels.shape == (48, 64, 3)
+            else:
+                with pytest.raises(ImageFileError, match="HDR or wide-gamut colour"):
+                    read_image(tmp_path / name)
 
 
 def test_raw_files_are_not_taken_for_their_thumbnail(tmp_path):

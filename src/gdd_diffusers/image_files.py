@@ -153,6 +153,8 @@ def read_image(path: str | Path) -> ImageFile:
         raise FileNotFoundError(f"{path} does not exist.")
     if not path.is_file():
         raise ImageFileError(f"{path} is not a file.")
+    if not os.access(path, os.R_OK):
+        raise ImageFileError(f"{path} cannot be read: permission denied.")
     if path.stat().st_size == 0:
         raise ImageFileError(f"{path} is empty (zero bytes).")
     try:
@@ -339,6 +341,13 @@ def _check_kind(path: Path, image: pyvips.Image) -> str:
         raise ImageFileError(f"{path} looks like a raw file; develop it to TIFF or JPEG first.")
     if "n-pages" in fields and image.get("n-pages") > 1:
         raise ImageFileError(f"{path} holds {image.get('n-pages')} pictures; split it up first.")
+    with open(path, "rb") as file:
+        # colours by code (ITU-T H.273), in AVIF and PNG: libvips drops what is not sRGB
+        codes = re.search(rb"colrnclx\x00(.)\x00(.)|\x00\x00\x00\x04cICP(.)(.)", file.read(100_000), re.DOTALL)
+    if codes and "icc-profile-data" not in fields:
+        primaries, transfer = (code[0] for code in codes.groups() if code)
+        if primaries not in (1, 2) or transfer not in (1, 2, 6, 13, 14, 15):
+            raise ImageFileError(f"{path} is in HDR or wide-gamut colour without a profile; convert it first.")
     if image.width * image.height > MAX_PIXELS:
         raise ImageFileError(
             f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million."
@@ -457,7 +466,7 @@ _RATIONALS = (5, 10)
 _ORIENTATION, _EXIF, _GPS, _INTEROPERABILITY, _MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0xA005, 0x927C
 _POINTERS = {_EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
 _BYTE_ORDER = {b"II*\0": "<", b"MM\0*": ">"}
-_TIFF_HEADER = b"II*\0\x08\0\0\0"
+_MAX_SEGMENT = 65_500  # of a JPEG, for EXIF; some cameras' notes alone fill it
 # what a TIFF says about how its pixels lie, and what libvips carries over itself: XMP, IPTC, Photoshop, ICC
 _PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 301, *range(317, 348), *range(512, 533)}
 _PIXEL_TAGS |= {700, 33723, 34377, 34675, 37724}
@@ -471,7 +480,7 @@ def _read_container(path: Path, image: pyvips.Image, picture: ImageFile) -> None
             tags = _read_tiff(data)
         compression = int.from_bytes(tags[259][2], "little") if 259 in tags else 8
         picture.saving = {"compression": {1: "none", 5: "lzw"}.get(compression, "deflate")}
-        picture.exif = _TIFF_HEADER + _write_ifd(_without_pixel_tags(tags), 8)
+        picture.exif = _pack_exif(_without_pixel_tags(tags))
     elif "exif-data" in fields:
         picture.exif = _upright_exif(image.get("exif-data"))
     if picture.format == "jpeg":
@@ -488,7 +497,7 @@ def _read_container(path: Path, image: pyvips.Image, picture: ImageFile) -> None
     if "xmp-data" in picture.metadata:
         kind, xmp = picture.metadata["xmp-data"]
         picture.metadata["xmp-data"] = kind, re.sub(rb"""(tiff:Orientation(?:=["']|>))[2-8]""", rb"\g<1>1", xmp)
-    if "gainmap-data" in picture.metadata and "orientation" in fields:
+    if "gainmap-data" in picture.metadata and "orientation" in fields and image.get("orientation") > 1:
         kind, gainmap = picture.metadata["gainmap-data"]
         gainmap = pyvips.Image.jpegload_buffer(gainmap).copy()
         gainmap.set_type(pyvips.GValue.gint_type, "orientation", image.get("orientation"))
@@ -500,14 +509,13 @@ def _complete_container(path: Path, format: str, exif: bytes, resolution: tuple[
     if format == "jpeg":
         dots_per_inch = (min(max(round(25.4 * value), 1), 65535) for value in resolution)
         segments = struct.pack(">HH5sHBHHH", 0xFFE0, 16, b"JFIF\0", 0x0102, 1, *dots_per_inch, 0)
-        if len(exif) > 65_500:
-            # more than a segment holds, which maker's notes alone can be
+        if len(exif) > _MAX_SEGMENT:
             tags = _read_tiff(exif)
             tags.get(_EXIF, (0, 0, {}))[2].pop(_MAKER_NOTE, None)
-            exif = _TIFF_HEADER + _write_ifd(tags, 8)
+            exif = _pack_exif(tags)
         data = path.read_bytes()
         start = 2
-        if exif:
+        if 0 < len(exif) <= _MAX_SEGMENT:
             segments += struct.pack(">HH6s", 0xFFE1, len(exif) + 8, b"Exif\0\0") + exif
             if data[6:10] == b"Exif":
                 # beside a gain map libvips writes EXIF although it is told not to
@@ -524,9 +532,14 @@ def _complete_container(path: Path, format: str, exif: bytes, resolution: tuple[
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 tags = _read_tiff(data)
             end = file.seek(0, os.SEEK_END)
+            end = file.seek(end + end % 2)
             file.write(_write_ifd(_without_pixel_tags(_read_tiff(exif)) | tags, end))
             file.seek(4)
             file.write(struct.pack("<I", end))
+
+
+def _pack_exif(tags: dict) -> bytes:
+    return b"II*\0\x08\0\0\0" + _write_ifd(tags, 8) if tags else b""
 
 
 def _without_pixel_tags(tags: dict) -> dict:
