@@ -112,14 +112,22 @@ def load_pipeline(folder: Path, **kwargs):
         raise fail(f"cannot load the model in {folder}: {one_line(error)}") from None
 
 
-def plan_outputs(inputs: list[Path], output: Path | None, format: str | None, recursive: bool) -> dict[Path, Path]:
-    """Which file each picture goes to."""
+def plan_outputs(
+    inputs: list[Path], output: Path | None, format: str | None, recursive: bool
+) -> tuple[dict[Path, Path], dict[Path, str]]:
+    """Which file each picture goes to, and which inputs are no pictures, and why."""
     from .image_files import list_images
 
     suffix = f".{format.lower().lstrip('.')}" if format else None
     sources: dict[Path, Path] = {}  # picture: its path below the output folder
+    failed = {}
     for item in inputs:
-        for path in list_images([item], recursive):
+        try:
+            paths = list_images([item], recursive)
+        except OSError as error:
+            failed[item] = one_line(error)
+            continue
+        for path in paths:
             if path != item and output is None and path.stem.endswith(SUFFIX):
                 continue  # what an earlier run on this folder has made
             sources[path] = path.relative_to(item) if item.is_dir() else Path(path.name)
@@ -143,7 +151,7 @@ def plan_outputs(inputs: list[Path], output: Path | None, format: str | None, re
         origins = [str(path) for path, other in outputs.items() if other == target]
         if len(origins) > 1:
             raise fail(f"{' and '.join(origins)} would both become {target}; denoise them into different folders.", 2)
-    return outputs
+    return outputs, failed
 
 
 class BatchProgress:
@@ -224,16 +232,12 @@ def denoise(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
     """Remove the noise from pictures. Depth, colour profile and metadata stay as they are."""
-    from .image_files import read_image, write_image
+    from .image_files import check_output, read_image, write_image
 
-    try:
-        outputs = plan_outputs(inputs, output, format, recursive)
-    except OSError as error:
-        raise fail(one_line(error)) from None
+    outputs, failed = plan_outputs(inputs, output, format, recursive)
     if compare and len(outputs) > 1:
         raise fail(f"--compare takes one picture, not {len(outputs)}.", 2)
 
-    failed = {}
     skipped = 0
     jobs = {}
     for path, target in outputs.items():
@@ -266,8 +270,9 @@ def denoise(
                 progress.start(path)
                 try:
                     picture = read_image(path)
-                    pixels = denoise_pixels(pipe, picture.pixels, num_inference_steps=steps, strength=strength)
                     target.parent.mkdir(parents=True, exist_ok=True)
+                    check_output(target, picture.pixels, picture, format, overwrite)  # before the long part
+                    pixels = denoise_pixels(pipe, picture.pixels, num_inference_steps=steps, strength=strength)
                     write_image(target, pixels, like=picture, format=format, quality=quality, overwrite=overwrite)
                     if compare:
                         write_comparison(compare, picture.pixels, pixels, overwrite)
@@ -283,7 +288,7 @@ def denoise(
         progress.bar.close()
 
     for path, reason in failed.items():
-        say(f"gdd: {path}: {reason}")
+        say(f"gdd: {reason}" if str(path) in reason else f"gdd: {path}: {reason}")
     if not quiet:
         parts = [f"{done} denoised"]
         parts += [f"{skipped} skipped, since their results exist (--overwrite replaces them)"] if skipped else []

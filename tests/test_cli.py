@@ -1,0 +1,270 @@
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline
+from PIL import Image
+from typer.testing import CliRunner
+
+from gdd_diffusers import RealDenoisePipeline, cli
+from gdd_diffusers.image_files import read_image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline(tile_size=64, tile_overlap=16, default_num_inference_steps=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(model, tmp_path, monkeypatch):
+    """Runs `gdd` in an empty folder, with the small model where it denoises; returns its exit code and its words."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        if arguments[0] == "denoise" and "--model" not in arguments:
+            arguments += ("--model", model)
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, " ".join(result.output.split())
+
+    return run
+
+
+def save_picture(path, size=(70, 50), seed=0, bits=8):
+    path.parent.mkdir(exist_ok=True)
+    dtype, shape = {8: (np.uint8, (*size[::-1], 3)), 16: (np.uint16, size[::-1])}[bits]
+    pixels = np.random.default_rng(seed).integers(0, 2**bits, shape, dtype=dtype)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_file_becomes_what_the_pipeline_makes_of_it(run, model, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    code, said = run("denoise", noisy, "-o", tmp_path / "clean.png", "--dtype", "float32")
+    assert code == 0 and "1 denoised" in said and "cpu in float32" in said
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    assert np.array_equal(pixels_of(tmp_path / "clean.png"), np.asarray(pipe(Image.open(noisy)).images[0]))
+
+
+def test_options_reach_the_pipeline(run, model, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    options = ["--steps", 3, "--strength", 0.5, "--rule", "origin", "--tile-size", 32, "--dtype", "float32"]
+    assert run("denoise", noisy, "-o", "clean.png", *options)[0] == 0
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, step_rule="origin")
+    pipe.enable_tiling(32, 16)
+    expected = pipe(Image.open(noisy), num_inference_steps=3, strength=0.5).images[0]
+    assert np.array_equal(pixels_of("clean.png"), np.asarray(expected))
+
+
+def test_strength_zero_leaves_the_pixels(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    assert run("denoise", noisy, "-o", "same.png", "--strength", 0)[0] == 0
+    assert np.array_equal(pixels_of("same.png"), pixels_of(noisy))
+
+
+def test_sixteen_bits_stay_sixteen(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png", bits=16)
+    assert run("denoise", noisy, "-o", "clean.png")[0] == 0
+    pixels = read_image("clean.png").pixels
+    assert pixels.dtype == np.uint16 and len(np.unique(pixels)) > 1000
+
+
+def test_without_output_the_result_lies_beside_the_input(run, tmp_path):
+    save_picture(tmp_path / "a" / "noisy.png")
+    assert run("denoise", "a/noisy.png")[0] == 0
+    assert (tmp_path / "a" / "noisy_denoised.png").is_file()
+
+
+def test_folder_twice_does_not_denoise_its_own_results(run, tmp_path):
+    for i in range(2):
+        save_picture(tmp_path / "a" / f"{i}.png", seed=i)
+    assert run("denoise", "a")[0] == 0
+    code, said = run("denoise", "a")
+    assert code == 0 and "0 denoised; 2 skipped" in said
+    assert len(list((tmp_path / "a").iterdir())) == 4
+
+
+def test_folders_files_and_globs_into_a_folder(run, tmp_path):
+    save_picture(tmp_path / "a" / "1.png")
+    save_picture(tmp_path / "a" / "deep" / "2.png")
+    save_picture(tmp_path / "b" / "3.png")
+    save_picture(tmp_path / "4.png")
+    assert run("denoise", "a", "b/*.png", "4.png", "-o", "out")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*.png")) == ["1.png", "3.png", "4.png"]
+    assert run("denoise", "a", "-o", "out", "--recursive")[0] == 0
+    assert (tmp_path / "out" / "deep" / "2.png").is_file()
+
+
+def test_format_changes_the_extension(run, tmp_path):
+    save_picture(tmp_path / "noisy.png")
+    assert run("denoise", "noisy.png", "--format", "jpg", "--quality", 50)[0] == 0
+    assert Image.open("noisy_denoised.jpg").format == "JPEG"
+
+
+def test_finished_files_are_skipped_until_overwrite(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    (tmp_path / "clean.png").write_bytes(b"precious")
+    code, said = run("denoise", noisy, "-o", "clean.png")
+    assert code == 0 and "1 skipped" in said
+    assert (tmp_path / "clean.png").read_bytes() == b"precious"
+    assert run("denoise", noisy, "-o", "clean.png", "--overwrite")[0] == 0
+    assert Image.open("clean.png").size == (70, 50)
+
+
+def test_input_is_replaced_only_when_told_to(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    before = noisy.read_bytes()
+    code, said = run("denoise", noisy, "-o", noisy)
+    assert code == 1 and "--overwrite" in said and noisy.read_bytes() == before
+    assert run("denoise", noisy, "-o", noisy, "--overwrite")[0] == 0
+    assert noisy.read_bytes() != before
+
+
+def test_failures_are_named_and_the_others_done(run, tmp_path):
+    good = save_picture(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:500])
+    (tmp_path / "empty.png").touch()
+    code, said = run("denoise", "text.png", "good.png", "cut.png", "empty.png", "missing.png", "-o", "out")
+    assert code == 1 and "1 denoised; 4 failed" in said
+    for name in ("text.png", "cut.png", "empty.png", "missing.png"):
+        assert said.count(name) == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    (tmp_path / "none").mkdir()
+    code, said = run("denoise", "none")
+    assert code == 1 and "none holds no picture" in said
+    code, said = run("denoise", noisy, "-o", "/proc/nowhere/clean.png")
+    assert code == 1 and "/proc/nowhere" in said
+
+
+def test_two_pictures_for_one_result_are_refused(run, tmp_path):
+    save_picture(tmp_path / "a" / "1.png")
+    save_picture(tmp_path / "b" / "1.png")
+    code, said = run("denoise", "a", "b", "-o", "out")
+    assert code == 2 and "would both become" in said and not (tmp_path / "out").exists()
+
+
+def test_several_pictures_into_a_file_are_refused(run, tmp_path):
+    first, second = save_picture(tmp_path / "1.png"), save_picture(tmp_path / "2.png")
+    code, said = run("denoise", first, second, "-o", first)
+    assert code == 2 and "need a folder" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--strength", "1.5"],
+        ["--steps", "0"],
+        ["--steps", "1001"],
+        ["--quality", "0"],
+        ["--tile-size", "8"],
+        ["--rule", "best"],
+        ["--device", "abacus"],
+        ["--no-such-option"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_writes_nothing(run, tmp_path, options):
+    noisy = save_picture(tmp_path / "noisy.png")
+    code, said = run("denoise", noisy, "-o", "clean.png", *options)
+    assert code == 2 and said and not (tmp_path / "clean.png").exists()
+
+
+def test_a_device_that_is_not_there_is_named(run, tmp_path):
+    absent = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine has both
+    code, said = run("denoise", save_picture(tmp_path / "noisy.png"), "--device", absent)
+    assert code == 2 and f"no {absent} device" in said
+
+
+def test_models_that_cannot_be_loaded_are_named(run, model, tmp_path, monkeypatch):
+    noisy = save_picture(tmp_path / "noisy.png")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("empty", "no/such-model", "not a name"):
+        code, said = run("denoise", noisy, "--model", name)
+        assert code == 1 and name in said and "Traceback" not in said
+
+
+def test_quiet_says_nothing(run, tmp_path):
+    assert run("denoise", save_picture(tmp_path / "noisy.png"), "--quiet") == (0, "")
+
+
+def test_compare_writes_a_labelled_picture(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png", size=(300, 200))
+    assert run("denoise", noisy, "-o", "clean.png", "--compare", "sheet.png")[0] == 0
+    sheet = Image.open("sheet.png")
+    assert sheet.width == 608 and sheet.height > 225
+    assert np.array_equal(np.asarray(sheet)[25:225, :300], pixels_of(noisy))
+    second = save_picture(tmp_path / "second.png")
+    code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
+    assert code == 2 and "--compare takes one picture" in said
+
+
+def test_info(run, model):
+    card = (
+        "---\nlicense: apache-2.0\n---\n\n# A model\n\n## Training data\n\nSixty photographs\nby friends.\n\n## More\n"
+    )
+    (model / "README.md").write_text(card)
+    code, said = run("info", model)
+    assert code == 0
+    for fact in ("0.0", "sample", "2 steps, rule improved", "64 px", "apache-2.0", "Sixty photographs by friends."):
+        assert fact in said
+    code, said = run("info", "nowhere")
+    assert code == 1 and "nowhere" in said
+
+
+def test_simulate_is_reproducible(run, tmp_path):
+    clean = save_picture(tmp_path / "clean.png")
+    arguments = ["simulate", clean, "--preset", "phone", "--iso", 3200]
+    assert run(*arguments, "-o", "1.png", "--clean-output", "recorded.png")[0] == 0
+    assert run(*arguments, "-o", "2.png")[0] == 0
+    assert run(*arguments, "-o", "3.png", "--seed", 1)[0] == 0
+    first, second, third = (pixels_of(f"{i}.png") for i in (1, 2, 3))
+    assert np.array_equal(first, second) and not np.array_equal(first, third)
+    assert pixels_of("recorded.png").shape == first.shape == (50, 70, 3)
+    code, said = run(*arguments, "-o", "1.png")
+    assert code == 1 and "1.png" in said
+    code, said = run("simulate", save_picture(tmp_path / "grey.png", bits=16), "-o", "4.png")
+    assert code == 1 and "grey.png" in said
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, "gdd-diffusers 0.1.0")
+    code, said = run("--help")
+    assert code == 0 and all(command in said for command in ("denoise", "info", "simulate"))
+
+
+def test_heavy_libraries_wait_until_they_are_needed():
+    code = "import sys, gdd_diffusers, gdd_diffusers.cli; print({'torch', 'diffusers', 'pyvips'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_path):
+    for i in range(200):
+        save_picture(tmp_path / "in" / f"{i:03}.png", size=(200, 200))
+    command = [sys.executable, "-m", "gdd_diffusers.cli", "denoise", "in", "-o", "out", "--model", str(model)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "002.png").exists():
+        with pytest.raises(subprocess.TimeoutExpired):  # it must not end before it is interrupted
+            process.wait(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    written = sorted((tmp_path / "out").iterdir())
+    assert process.returncode == 130 and f"{len(written)} of 200 pictures are done" in said and "Traceback" not in said
+    assert all(Image.open(path).size == (200, 200) for path in written) and len(written) < 200
