@@ -194,6 +194,12 @@ def load_data(args) -> tuple[list[Source], list[tuple[torch.Tensor, torch.Tensor
     return sources, pairs
 
 
+def describe(source: Source, args) -> str:
+    count = "a stream of" if isinstance(source.dataset, datasets.IterableDataset) else len(source.dataset)
+    noise = f"noise simulated by CameraNoise({args.noise_preset!r})" if source.simulator else "real pairs"
+    return f"{count} pictures, {noise}"
+
+
 @contextmanager
 def averaged_weights(ema, unet):
     ema.store(unet.parameters())
@@ -290,8 +296,7 @@ def main(args):
             partial = output_dir / "pipeline.partial"
             with averaged_weights(ema, pipeline.unet):
                 pipeline.save_pretrained(partial)
-            kinds = {True: f"noise simulated by CameraNoise({args.noise_preset!r})", False: "real pairs"}
-            data = "; ".join(f"{len(s.dataset)} pictures, {kinds[s.simulator is not None]}" for s in sources)
+            data = "; ".join(describe(source, args) for source in sources)
             write_card(partial / "README.md", args, step, data, len(validation_pairs), validations)
             for file in [path for path in partial.rglob("*") if path.is_file()]:
                 target = output_dir / file.relative_to(partial)

@@ -21,6 +21,11 @@ from gdd_diffusers.paired_data import (
 )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 def save(path, size=(48, 40), seed=0, **options):
     """A picture whose every pixel is different from its neighbours."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -384,8 +389,9 @@ def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):
 
 
 @pytest.fixture
-def streamed(tmp_path):
+def streamed(tmp_path, monkeypatch):
     """Forty rows in four files, one of them unreadable."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of each pass
     cells = []
     for i in range(40):
         save(tmp_path / "tiles" / f"{i:02d}.png", seed=i, size=(32, 32))

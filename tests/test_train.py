@@ -1,0 +1,482 @@
+import json
+import os
+import re
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
+from gdd_diffusers.metrics import psnr
+from gdd_diffusers.paired_data import find_images
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import train  # noqa: E402
+from training.checkpoints import find_checkpoints, save_checkpoint, stop_signals  # noqa: E402
+from training.validation import validate  # noqa: E402
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+CONFIG = {
+    "_class_name": "LocalUNet2DModel",
+    "pixel_unshuffle": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def new_state():
+    """Accelerate keeps one state for each process; each training here is one of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Five smooth clean pictures, two held-out pairs, and the configuration of a tiny network."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("photos", "pairs/noisy", "pairs/clean"):
+        (folder / name).mkdir(parents=True)
+    for i in range(5):
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        clean = np.asarray(small.resize((64, 56), Image.Resampling.BICUBIC))
+        noisy = (clean + rng.normal(0, 25, clean.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(clean).save(folder / "photos" / f"{i}.png")
+        if i < 2:
+            Image.fromarray(clean).save(folder / "pairs/clean" / f"{i}.png")
+            Image.fromarray(noisy).save(folder / "pairs/noisy" / f"{i}.png")
+    (folder / "tiny.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def arguments(data, output_dir, **options):
+    """Arguments of a short training; `None` leaves a default option out."""
+    options = {
+        "clean_dir": data / "photos",
+        "validation_dir": data / "pairs",
+        "model_config": data / "tiny.json",
+        "output_dir": output_dir,
+        "noise_preset": "gaussian",
+        "crop_size": 16,
+        "train_batch_size": 8,
+        "max_train_steps": 6,
+        "lr_warmup_steps": 2,
+        "validation_steps": 3,
+        "validation_inference_steps": 1,
+        "checkpointing_steps": 2,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+    } | options
+    words = []
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", *([] if value is True else str(value).split())]
+    return words
+
+
+def run(data, output_dir, **options):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.main(train.parse_args(arguments(data, output_dir, **options)))
+    return [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(a, b, checkpoint):
+    """Logged losses, weights, optimizer, schedule and averaged weights, bit for bit."""
+    assert (a / "log.jsonl").read_text() == (b / "log.jsonl").read_text()
+    assert (a / WEIGHTS).read_bytes() == (b / WEIGHTS).read_bytes()
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"):
+        assert (a / checkpoint / name).read_bytes() == (b / checkpoint / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A training of six steps, never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(data, folder, report_to="tensorboard", license="apache-2.0")
+    return folder
+
+
+# What comes out
+
+
+def test_the_result_is_a_pipeline_of_the_averaged_weights(whole):
+    pipe = RealDenoisePipeline.from_pretrained(whole)
+    assert isinstance(pipe.unet, LocalUNet2DModel)
+    assert pipe.config.pixel_unshuffle == 2
+    average = torch.load(whole / "checkpoint-6" / "custom_checkpoint_1.pkl", weights_only=False)["shadow_params"]
+    raw = load_file(whole / "checkpoint-6" / "model.safetensors")
+    for parameter, expected in zip(pipe.unet.parameters(), average, strict=True):
+        torch.testing.assert_close(parameter.data, expected, rtol=0, atol=0)
+    name = next(name for name, _ in pipe.unet.named_parameters())
+    assert not torch.equal(raw[name], average[0])
+    assert pipe(torch.rand(1, 3, 20, 24), output_type="pt").images.shape == (1, 3, 20, 24)
+
+
+def test_checkpoints_up_to_the_limit_logs_and_pictures(whole):
+    assert [path.name for path in find_checkpoints(whole)] == ["checkpoint-4", "checkpoint-6"]
+    assert not list(whole.glob("*.partial"))
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert lines[0]["learning_rate"] == 1e-3 / 2  # after one of two steps of warm-up
+    assert lines[-2]["learning_rate"] == 0.0
+    scores = [line for line in lines if "psnr/improved_1" in line]
+    assert [line["step"] for line in scores] == [3, 6]
+    assert {"psnr/noisy", "ssim/noisy", "psnr/origin_1", "ssim/improved_1"} <= scores[0].keys()
+    assert 18 < scores[0]["psnr/noisy"] < 24
+    assert [path.name for path in sorted((whole / "validation").iterdir())] == ["step-000003.png", "step-000006.png"]
+    assert list((whole / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_the_card_tells_how_it_was_made_and_no_path_of_this_machine(whole, data):
+    card = (whole / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "library_name: diffusers" in card
+    assert "--clean_dir photos --validation_dir pairs --model_config tiny.json" in card
+    assert "5 pictures, noise simulated by CameraNoise('gaussian')" in card
+    assert "6 of 6 steps" in card
+    assert "| step | noisy | improved 1 | origin 1 |" in card
+    assert card.count("\n| 3 |") == card.count("\n| 6 |") == 1
+    for file in ("README.md", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        assert str(data.parent) not in (whole / file).read_text()
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
+def test_learns_to_remove_noise(data, tmp_path, prediction_type):
+    lines = run(
+        data,
+        tmp_path,
+        noisy_dir=data / "pairs/noisy",
+        gt_dir=data / "pairs/clean",
+        clean_dir=None,
+        prediction_type=prediction_type,
+        learning_rate=5e-3,
+        max_train_steps=150,
+        validation_steps=150,
+        checkpointing_steps=150,
+    )
+    if prediction_type == "sample":  # x0 output starts from nothing, and takes longer to become faithful
+        losses = [line["loss"] for line in lines if "loss" in line]
+        assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 2
+    else:
+        assert lines[-1]["psnr/improved_1"] > lines[-1]["psnr/noisy"] + 1
+
+
+def test_every_option_together(data, tmp_path):
+    """Two sources with weights, accumulation, growing crops, a plain UNet2DModel, in half precision with a worker."""
+    config = CONFIG | {"_class_name": "UNet2DModel", "pixel_unshuffle": 1, "in_channels": 3, "out_channels": 3}
+    (tmp_path / "plain.json").write_text(json.dumps(config))
+    output_dir = tmp_path / "out"
+    lines = run(
+        data,
+        output_dir,
+        noisy_dir=data / "pairs/noisy",
+        gt_dir=data / "pairs/clean",
+        weights="1 3",
+        noise_preset="mixed",
+        model_config=tmp_path / "plain.json",
+        crop_size="16:0.5,32",
+        gradient_accumulation_steps=2,
+        mixed_precision="bf16",
+        loss="l2",
+        timestep_sampling="far",
+        validation_dir=None,
+        dataloader_num_workers=1,
+    )
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    pipe = RealDenoisePipeline.from_pretrained(output_dir)
+    assert type(pipe.unet) is UNet2DModel
+    assert pipe.unet.dtype == torch.float32
+
+
+def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pictures(data, tmp_path):
+    """The gradient is the mean over both, and steps are counted by optimizer steps."""
+    lines = run(data, tmp_path, gradient_accumulation_steps=2, max_train_steps=3)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    batches = train.TrainingBatches(
+        train.load_data(train.parse_args(arguments(data, tmp_path / "other")))[0], 8, [(16, 1.0)], 6
+    )
+    torch.manual_seed(0)
+    pipe = train.build_pipeline(train.parse_args(arguments(data, tmp_path / "other")))
+    losses = []
+    for k in range(2):  # before the first step, both see the initial weights
+        clean, noisy = (batches[k][name].float() / 127.5 - 1 for name in ("clean", "noisy"))
+        t = 1000 * (1 - batches[k]["u"])
+        x_t = torch.nn.functional.pixel_unshuffle(pipe.scheduler.add_noise(clean, noisy, t), 2)
+        with torch.no_grad():
+            x0_hat = torch.nn.functional.pixel_shuffle(pipe.unet(x_t, t).sample, 2)
+        losses.append(torch.sqrt((x0_hat - clean) ** 2 + 1e-6).mean().item())
+    assert lines[0]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+def test_goes_on_from_a_pipeline(whole, data, tmp_path):
+    run(data, tmp_path, pretrained_model=whole, learning_rate=0.0, max_train_steps=2)
+    before, after = load_file(whole / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
+
+
+def test_learns_from_a_stream(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of each pass
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    cells = {
+        name: [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(data / "pairs" / name)]
+        for name in ("noisy", "clean")
+    }
+    features = datasets.Features({"noisy": datasets.Image(), "clean": datasets.Image()})
+    (tmp_path / "hub").mkdir()
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
+    run(data, tmp_path / "a", **options)
+    run(data, tmp_path / "b", max_train_minutes=0, dataloader_num_workers=1, **options)
+    run(data, tmp_path / "b", resume_from_checkpoint="latest", **options)
+    assert_same_training(tmp_path / "a", tmp_path / "b", "checkpoint-6")
+
+
+def test_validation_compares_with_the_pipeline_itself(tmp_path, pipe):
+    """The score of a rule is that of the same pipeline with that rule."""
+    clean, noisy = torch.rand(2, 1, 3, 32, 32)
+    scores = validate(pipe, [(noisy, clean)], [1, 3], tmp_path / "pictures" / "1.png")
+    scheduler = InterpolationScheduler.from_config(pipe.scheduler.config, step_rule="origin")
+    expected = RealDenoisePipeline(pipe.unet, scheduler, pixel_unshuffle=2)
+    expected = expected(noisy, num_inference_steps=3, output_type="pt").images
+    assert scores["psnr/origin_3"] == pytest.approx(psnr(expected, clean).item())
+    assert scores["psnr/noisy"] == pytest.approx(psnr(noisy, clean).item())
+    assert Image.open(tmp_path / "pictures" / "1.png").size == (3 * 256, 256)
+
+
+# Stopping and going on
+
+
+def test_stopped_and_resumed_is_as_never_stopped(whole, data, tmp_path):
+    run(data, tmp_path, max_train_minutes=0)  # one step
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-1"]
+    assert RealDenoisePipeline.from_pretrained(tmp_path).config.pixel_unshuffle == 2
+    run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")  # one more
+    run(data, tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2")
+    assert_same_training(whole, tmp_path, "checkpoint-6")
+
+
+def test_resuming_a_finished_training_changes_nothing(whole, data, tmp_path):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and "logs" not in path.parts}
+    run(data, whole, resume_from_checkpoint="latest")
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+
+
+def test_latest_without_a_checkpoint_begins_anew(whole, data, tmp_path):
+    run(data, tmp_path, resume_from_checkpoint="latest")
+    assert (tmp_path / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+
+
+def test_steps_logged_after_the_checkpoint_are_logged_once(whole, data, tmp_path):
+    run(data, tmp_path, max_train_minutes=0)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 123.0, "learning_rate": 0.0}\n')
+    run(data, tmp_path, resume_from_checkpoint="latest")
+    assert_same_training(whole, tmp_path, "checkpoint-6")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_noted_and_handlers_given_back(number):
+    with stop_signals() as received:
+        assert received == []
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert received == [number, number]
+
+
+def script(data, output_dir, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments_of_script = arguments(data, output_dir, **options)
+    return {"args": arguments_of_script, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
+    options = script(data, tmp_path, max_train_steps=100_000, checkpointing_steps=100_000, dataloader_num_workers=1)
+    words = options.pop("args")
+    log = tmp_path / "log.jsonl"
+    with subprocess.Popen([sys.executable, EXAMPLES / "train.py", *words], **options) as process:
+        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, output
+    (checkpoint,) = find_checkpoints(tmp_path)
+    last_step = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert checkpoint.name == f"checkpoint-{last_step}"
+    assert f"Stopped after step {last_step}" in output
+    RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(whole, data, tmp_path):
+    # The second checkpoint's optimizer state is never written: the process kills itself there, as a power cut would.
+    program = (
+        "import os, signal, sys, torch; sys.path.insert(0, sys.argv.pop(1)); import train; save = torch.save\n"
+        "def save_or_die(obj, f, *args, **kwargs):\n"
+        "    if 'checkpoint-4' in str(f): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return save(obj, f, *args, **kwargs)\n"
+        "torch.save = save_or_die; train.main(train.parse_args())\n"
+    )
+    options = script(data, tmp_path)
+    words = options.pop("args")
+    process = subprocess.run([sys.executable, "-c", program, EXAMPLES, *words], **options)
+    assert process.returncode == -signal.SIGKILL, process.stdout.decode()
+    assert (tmp_path / "checkpoint-4.partial" / "model.safetensors").exists()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-2"]
+    run(data, tmp_path, resume_from_checkpoint="latest")
+    assert_same_training(whole, tmp_path, "checkpoint-6")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    accelerator = Accelerator()
+    accelerator.prepare(torch.nn.Linear(200, 200))
+    save_checkpoint(accelerator, tmp_path / "checkpoint-1", {}, limit=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the weights take 160,000 bytes
+    try:
+        with pytest.raises(
+            OSError, match="checkpoint-2 could not be written.*make room, and go on with --resume_from"
+        ):
+            save_checkpoint(accelerator, tmp_path / "checkpoint-2", {}, limit=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()} == before
+
+
+# Several processes
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
+    options = script(data, tmp_path, train_batch_size=8, max_train_steps=4)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options)
+    assert process.returncode == 0, process.stdout.decode()
+    assert "on each of 2 processes" in process.stdout.decode()
+    one = run(data, tmp_path / "one", train_batch_size=16, max_train_steps=4)
+    two = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    for name, tensor in load_file(tmp_path / WEIGHTS).items():
+        torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
+
+
+def test_accelerate_launches_it(data, tmp_path):
+    options = script(data, tmp_path, max_train_steps=2)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options)
+    assert process.returncode == 0, process.stdout.decode()
+    RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"clean_dir": None}, "give something to learn from"),
+        ({"noisy_dir": "a"}, "one --gt_dir for each --noisy_dir"),
+        ({"weights": "1 2"}, "--weights needs one number above 0 for each source, 1 in all"),
+        ({"weights": "0"}, "--weights needs one number above 0"),
+        ({"streaming": True}, "--streaming is for --dataset_name"),
+        ({"pretrained_model": "a", "prediction_type": "sample"}, "comes with its own prediction type"),
+        ({"max_train_steps": 0}, "--max_train_steps: must be a whole number from 1, not 0"),
+        ({"checkpointing_steps": "x"}, "--checkpointing_steps: must be a whole number from 1, not x"),
+        ({"crop_size": "big"}, "must be pixels, or a schedule such as .*, not big"),
+        ({"crop_size": "96:0.5"}, "must be pixels, or a schedule"),
+        ({"crop_size": "96:0.8,128:0.5,192"}, "must be pixels, or a schedule"),
+        ({"crop_size": "0"}, "must be pixels, or a schedule"),
+    ],
+)
+def test_wrong_arguments_are_named_before_any_work(data, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as exit:
+        train.parse_args(arguments(data, tmp_path / "out", **options))
+    assert exit.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(arguments(data, whole))
+    assert "holds checkpoints: go on with --resume_from_checkpoint latest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"clean_dir": "absent"}, "There is no folder absent"),
+        ({"model_config": "gdd-huge"}, "gdd-huge is neither a file nor one of: .*gdd-small"),
+        ({"crop_size": 18}, "multiples of 4"),
+        ({"crop_size": 64}, "is 64x56, but training needs sides of at least 72 px"),
+        ({"noise_preset": "webcam"}, "webcam"),
+        ({"resume_from_checkpoint": "elsewhere"}, "elsewhere is not a checkpoint"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(data, tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(data, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_of_another_class_is_named(data, tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps(CONFIG | {"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(ValueError, match="other.json must name a _class_name of LocalUNet2DModel or UNet2DModel"):
+        run(data, tmp_path / "out", model_config=tmp_path / "other.json")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(whole, data, tmp_path):
+    (tmp_path / "wider.json").write_text(json.dumps(CONFIG | {"block_out_channels": [8, 16]}))
+    with pytest.raises(ValueError, match=r"another architecture: block_out_channels was \[8, 8\] and is \[8, 16\]"):
+        run(data, whole, model_config=tmp_path / "wider.json", resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="prediction_type was sample and is flow_prediction"):
+        run(data, whole, prediction_type="flow_prediction", resume_from_checkpoint="latest")
+
+
+def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, caplog):
+    run(data, tmp_path, max_train_minutes=0)
+    run(data, tmp_path, seed=5, max_train_steps=2, resume_from_checkpoint="latest")
+    assert "seed was 0 and is 5" in caplog.text
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data, tmp_path):
+    with pytest.raises(ArithmeticError, match=r"The loss is (nan|inf) in step \d, on a batch of .*photos/\d.png"):
+        run(data, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
+
+
+def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path)])
+    with pytest.raises(SystemExit, match=f"^train.py: No pictures were found in {tmp_path}"):
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
