@@ -63,7 +63,7 @@ PRESETS = {
         "blue_gain": (1.2, 1.9),
         "malvar": (0.9, 1.0),
         "luma_denoise": (0.3, 1.5),
-        "chroma_denoise": (0.6, 1.4),
+        "chroma_denoise": (0.65, 1.45),
         "sharpen": (0.0, 0.3),
         "enlarging": (1.1, 1.8),
         "jpeg_share": (1.0, 1.0),
@@ -74,7 +74,7 @@ PRESETS = {
 GAUSSIAN_SIGMA = (0.0, 55 / 255)
 NOISE_FREE_SHARE = 0.05
 # What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
-DENOISE_AT_SCALE = (1.0, 0.6, 0.2)
+DENOISE_AT_SCALE = (1.0, 0.7, 0.2)
 
 # XYZ to camera RGB of four cameras and linear sRGB to XYZ, as in Brooks et al. (CVPR 2019).
 XYZ_TO_CAMERA = torch.tensor(
@@ -235,7 +235,8 @@ class _Draw:
     def tukey(self, shape, lam):
         """Tukey's lambda distribution, scaled to unit variance."""
         u = torch.rand(shape, **self.source).to(self.device).clamp(1e-6, 1 - 1e-6)
-        lam = torch.where(lam.abs() < 1e-3, 1e-3, lam)
+        # At lambda = 0 the formulas below are limits, and near it they lose their digits.
+        lam = torch.where(lam.abs() < 0.03, 0.03, lam)
         variance = 2 / lam**2 * (1 / (1 + 2 * lam) - (2 * torch.lgamma(lam + 1) - torch.lgamma(2 * lam + 2)).exp())
         return (u**lam - (1 - u) ** lam) / lam / variance.sqrt()
 
