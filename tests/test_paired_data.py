@@ -1,4 +1,5 @@
 import logging
+import pickle
 
 import datasets
 import numpy as np
@@ -389,9 +390,8 @@ def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):
 
 
 @pytest.fixture
-def streamed(tmp_path, monkeypatch):
+def streamed(tmp_path):
     """Forty rows in four files, one of them unreadable."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of each pass
     cells = []
     for i in range(40):
         save(tmp_path / "tiles" / f"{i:02d}.png", seed=i, size=(32, 32))
@@ -421,6 +421,11 @@ def test_a_stream_goes_on_where_it_was(streamed):
     for start in range(8):
         assert_equal(batches_of(streamed(), add_noise)[start], expected[start])
     assert_equal(in_order[2], expected[2])  # backwards too
+
+
+def test_batches_go_to_worker_processes_however_these_are_started(streamed, clean_dir):
+    for batches in (batches_of(streamed(), add_noise), batches_of(load_clean(clean_dir), add_noise)):
+        assert_equal(pickle.loads(pickle.dumps(batches))[1], batches[1])
 
 
 def test_two_processes_divide_a_stream(streamed):

@@ -242,7 +242,6 @@ def test_goes_on_from_a_pipeline(whole, data, tmp_path):
 
 
 def test_learns_from_a_stream(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of each pass
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     cells = {
         name: [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(data / "pairs" / name)]

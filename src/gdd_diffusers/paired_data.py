@@ -7,6 +7,7 @@ their noise from a simulator such as `CameraNoise` while training.
 
 import hashlib
 import io
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -300,7 +301,8 @@ def _from_files(clean: list[Path], noisy: list[Path] | None = None, scenes: Iter
     columns = {"noisy": noisy, "clean": clean} if noisy else {"clean": clean}
     for a, b in zip(noisy or [], clean, strict=bool(noisy)):
         try:
-            sizes = [upright_size(path) for path in (a, b)]
+            with Image.open(a) as noisy_image, Image.open(b) as clean_image:
+                sizes = [upright_size(noisy_image), upright_size(clean_image)]
         except OSError:
             continue  # whoever reads the pictures will count it among the unreadable ones
         if sizes[0] != sizes[1]:
@@ -331,16 +333,20 @@ def _read_mat(path: Path) -> np.ndarray:
     return scipy.io.loadmat(path)[path.stem]
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of a picture file as it is shown, from its header alone."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) > 4
-        return image.size[::-1] if turned else image.size
+def open_cell(cell: dict) -> Image.Image:
+    """A cell of an image column cast to `decode=False`, opened."""
+    return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture as it is shown, from its header alone."""
+    turned = image.getexif().get(0x0112, 1) > 4
+    return image.size[::-1] if turned else image.size
 
 
 def decode(cell: dict) -> np.ndarray:
     """A cell of an image column cast to `decode=False`, to uint8 [H, W, 3], upright."""
-    with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+    with open_cell(cell) as image:
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey instead of scaling it
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -425,35 +431,50 @@ class StreamedPictures(Pictures):
     """
 
     def __init__(self, dataset: datasets.IterableDataset, seed: int):
-        super().__init__(dataset.shuffle(seed=seed, buffer_size=256))
-        self.rewind()
-
-    def rewind(self):
-        self.epoch = -1
+        super().__init__(dataset)
+        self.seed = seed
         self.position = 0  # of the next row, counted over all passes
-        self.rows = iter(())
+        self.rows = None
         self.last = None  # the picture before, which takes the place of an unreadable one
+
+    def shuffled_pass(self, number: int):
+        """
+        Every row once, from eight files at a time, through a buffer.
+
+        As `IterableDataset.shuffle` does, whose order is another one in a worker process.
+        """
+        rng = np.random.default_rng([self.seed, number])
+        num_files = self.dataset.num_shards
+        closed = [self.dataset.shard(num_files, int(i)) for i in rng.permutation(num_files)]
+        being_read, buffer = [], []
+        while closed or being_read:
+            while closed and len(being_read) < 8:
+                being_read.append(iter(closed.pop()))
+            chosen = rng.integers(len(being_read))
+            row = next(being_read[chosen], None)
+            if row is None:
+                being_read.pop(chosen)
+                continue
+            buffer.append(row)
+            if len(buffer) > 256:
+                yield buffer.pop(rng.integers(len(buffer)))
+        if number == 0 and not buffer:
+            raise ValueError("The streamed data set is empty.")
+        yield from (buffer[i] for i in rng.permutation(len(buffer)))
 
     def draw(self, rng: np.random.Generator, sample_number: int) -> dict:
         """Row `sample_number`, counted over all passes."""
-        if sample_number < self.position:
-            self.rewind()
-        while True:
-            cells = next(self.rows, None)
-            if cells is None:
-                if self.epoch >= 0 and self.position == 0:
-                    raise ValueError("The streamed data set is empty.")
-                self.epoch += 1
-                self.dataset.set_epoch(self.epoch)
-                self.rows = iter(self.dataset)
-                continue
+        if self.rows is None or sample_number < self.position:
+            self.rows = (row for number in itertools.count() for row in self.shuffled_pass(number))
+            self.position, self.last = 0, None
+        while self.position <= sample_number or self.last is None:
+            cells = next(self.rows)
             self.position += 1
             # The row before is decoded too, should this one be unreadable where the training goes on.
             if self.position >= sample_number:
                 key = cells["clean"]["path"] or self.position
                 self.last = self.read(cells, key, max(self.position, 100)) or self.last
-            if self.position > sample_number and self.last is not None:
-                return self.last
+        return self.last
 
 
 @dataclass
@@ -609,7 +630,8 @@ def check_sizes(pictures: Pictures, smallest: int):
         if cell["bytes"] is not None:
             return  # stored in the data set itself, where sizes are seen when read
         try:
-            size = upright_size(cell["path"])
+            with open_cell(cell) as image:
+                size = upright_size(image)
         except OSError:
             continue
         if min(size) < smallest:
