@@ -475,7 +475,7 @@ def test_missing_empty_and_folder(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"hello, world\n", b"1,2,3\n4,5,6\n", bytes(1000), b"\xff\xd8\xff", b"GIF89a"])
+@pytest.mark.parametrize("content", [b"hello, world\n", b"1,2,3\n4,5,6\n", bytes(1000)])
 def test_not_a_picture(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP or AVIF picture"):
@@ -512,7 +512,7 @@ def bomb(path):
     """A file whose header promises 20000x10000 pixels, and whose body has a few."""
     small = noise(64, 64)
     if path.suffix == ".png":
-        vips(small).pngsave(str(path))
+        vips(small).pngsave(str(path), interlace="interlaced" in path.name)
         data = bytearray(path.read_bytes())
         data[16:24] = struct.pack(">II", 20000, 10000)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -522,34 +522,37 @@ def bomb(path):
         at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
         data[at + 5 : at + 9] = (10000).to_bytes(2, "big") + (20000).to_bytes(2, "big")
     else:
-        vips(small).tiffsave(str(path))
-        image = Image.open(path)
+        vips(small).tiffsave(str(path), tile="tiled" in path.name, tile_width=16, tile_height=16)
         data = bytearray(path.read_bytes())
         for tag, value in ((256, 20000), (257, 10000)):
             at = data.rindex(tag.to_bytes(2, "little") + b"\3\0\1\0\0\0")
             data[at + 8 : at + 10] = value.to_bytes(2, "little")
-        image.close()
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "progressive.jpg", "a.tif"])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("name", ["a.png", "interlaced.png", "a.jpg", "progressive.jpg", "a.tif", "tiled.tif"])
 def test_header_bomb_fails_without_taking_the_memory(tmp_path, name):
     bomb(tmp_path / name)
     assert (tmp_path / name).stat().st_size < 20_000
     script = f"""
-import resource
-from gdd_diffusers.image_files import ImageFileError, read_image, pyvips
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from pathlib import Path
+from gdd_diffusers.image_files import ImageFileError, read_image
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+before = peak()
 try:
     read_image({str(tmp_path / name)!r})
 except ImageFileError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     message, kilobytes = run.stdout.splitlines()
     assert "damaged" in message and run.stderr == ""
-    assert int(kilobytes) < 150_000  # the pixels would be 600 MB
+    assert int(kilobytes) < 60_000  # the pixels would be 600 MB
 
 
 def test_more_pixels_than_the_limit(tmp_path, monkeypatch):

@@ -159,33 +159,32 @@ def read_image(path: str | Path) -> ImageFile:
         raise ImageFileError(f"{path} is empty (zero bytes).")
     try:
         image = header = _open(path, pyvips.Image.new_from_source, "")
-        if header.get("vips-loader").startswith(("jpeg", "uhdr")):
-            # libjpeg only warns of missing pixels; and the loader of gain maps (for HDR screens) knows little else
-            image = _open(path, pyvips.Image.jpegload_source, fail_on="warning")
-    except pyvips.Error as error:
-        raise ImageFileError(f"{path} is no JPEG, PNG, TIFF, WebP or AVIF picture, or is damaged.") from error
-    format = _check_kind(path, image)
-    picture = ImageFile(
-        pixels=np.empty(0),
-        format=format,
-        bits=image.get("bits-per-sample") if format in ("avif", "heic") else 16 if image.format == "ushort" else 8,
-        metadata={
-            name: (source.get_typeof(name), source.get(name))
-            for source in (header, image)
-            for name in source.get_fields()
-            if _METADATA.fullmatch(name)
-        },
-        resolution=(image.xres, image.yres),
-    )
-    try:
+        if header.get("vips-loader").startswith("uhdr"):
+            # a JPEG with a gain map for HDR screens, whose loader knows little else
+            image = _open(path, pyvips.Image.jpegload_source)
+        format = _check_kind(path, image)
+        picture = ImageFile(
+            pixels=np.empty(0),
+            format=format,
+            bits=image.get("bits-per-sample") if format in ("avif", "heic") else 16 if image.format == "ushort" else 8,
+            metadata={
+                name: (source.get_typeof(name), source.get(name))
+                for source in (header, image)
+                for name in source.get_fields()
+                if _METADATA.fullmatch(name)
+            },
+            resolution=(image.xres, image.yres),
+        )
         _decode(image, picture)
+        _read_container(path, image, picture)
     except pyvips.Error as error:
-        if "not been built in" in str(error):
+        if "known format" in str(error):
+            message = "is no JPEG, PNG, TIFF, WebP or AVIF picture, or is damaged"
+        elif "not been built in" in str(error):
             message = "cannot be read: this libvips has no HEIC decoder; convert it to JPEG, PNG, TIFF or AVIF first"
         else:
-            message = f"is cut short or damaged ({_reason(error)})"
+            message = f"is damaged or of an unknown kind ({_reason(error)})"
         raise ImageFileError(f"{path} {message}.") from error
-    _read_container(path, image, picture)
     return picture
 
 
@@ -323,9 +322,10 @@ def write_image(
         part.unlink(missing_ok=True)
 
 
-def _open(path: Path, load, *args, fail_on: str = "error") -> pyvips.Image:
-    # from a source, for in a file's name libvips takes a trailing [...] for options
-    return load(pyvips.Source.new_from_file(str(path)), *args, fail_on=fail_on, access="sequential")
+def _open(path: Path, load, *args) -> pyvips.Image:
+    # From a source, for in a file's name libvips takes a trailing [...] for options. On warnings, for that is all that
+    # missing pixels are in a JPEG or a tiled TIFF.
+    return load(pyvips.Source.new_from_file(str(path)), *args, fail_on="warning", access="sequential")
 
 
 def _check_kind(path: Path, image: pyvips.Image) -> str:
@@ -352,6 +352,9 @@ def _check_kind(path: Path, image: pyvips.Image) -> str:
         raise ImageFileError(
             f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million."
         )
+    if format == "jpeg" and image.width * image.height > 512 * path.stat().st_size:
+        # a block of 8x8 pixels takes a bit at least; memory would be taken for all that the header claims
+        raise ImageFileError(f"{path} is damaged: it is too short for {image.width} x {image.height} pixels.")
     channels = _COLOUR_CHANNELS.get(image.interpretation, 0)
     if image.format not in ("uchar", "ushort") or not channels or not 0 <= image.bands - channels <= (channels < 4):
         kind = f"{image.interpretation} with {image.bands} channels of type {image.format}"
@@ -453,8 +456,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     system = re.search("system error: (?!Unknown)(.+)", error.detail)
-    lines = [line for line in error.detail.splitlines() if "bad seek" not in line]
-    return system[1] if system else lines[0].strip(" .")
+    lines = [line.strip(" .") for line in error.detail.splitlines() if "bad seek" not in line]
+    return system[1] if system else next(filter(None, lines), "pixels are missing")
 
 
 # From here on, the bytes of the files themselves, for what libvips leaves out: how a file was compressed, and EXIF,
