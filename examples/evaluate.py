@@ -4,7 +4,7 @@
     python examples/evaluate.py --model my-gdd --data polyu:polyu-val --compare bm3d nlm wavelet ffdnet
 
 Writes tables (Markdown and JSON), plots and sheets of crops to --output_dir. Run the same command again to go on where
-it was stopped, or `accelerate launch examples/evaluate.py ...` to divide the pictures among processes.
+it was stopped. `accelerate launch`, or `torchrun --nproc_per_node N` on CPUs, divides the pictures among processes.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.submission and args.max_pictures:
         parser.error("a --submission takes all pictures, leave out --max_pictures.")
-    if args.write_card and not all(Path(model).is_dir() for model in args.model or [""]):
+    if args.write_card and not (args.model and all(Path(model).is_dir() for model in args.model)):
         parser.error("--write_card needs folders of models, given as --model.")
     return args
 
@@ -143,8 +143,8 @@ def load_metrics(extra: list[str], device: torch.device) -> dict[str, Callable]:
             metrics[name] = pyiqa.create_metric(name, device=device)
         except ImportError as error:
             raise ValueError(f"--extra_metrics needs pyiqa and torchvision: pip install pyiqa ({error}).") from error
-        except OSError as error:
-            raise ValueError(f"The weights of {name} cannot be had: {error}") from error
+        except (AssertionError, OSError) as error:  # an unknown name, or weights that cannot be downloaded
+            raise ValueError(f"pyiqa cannot give the metric {name}: {error}") from error
     return metrics
 
 
@@ -229,7 +229,7 @@ def write_submission(method: Method, results: Results, seconds_per_megapixel: fl
 
 
 def main(args):
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     methods = load_methods(args, state.device)
     metrics = load_metrics(args.extra_metrics, state.device)
     data_sets = [load_data(spec) for spec in args.data]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 
 # title of the column, and how its numbers are written
@@ -69,7 +70,9 @@ def table(methods: list[dict]) -> str:
         else:
             cells = {key: format(value, COLUMNS.get(key, ("", ".4f"))[1]) for key, value in method["figures"].items()}
             lines.append([method["name"], *(cells.get(key, "") for key in columns)])
-    widths = [max(len(line[i]) for line in lines if not line[1].startswith("failed")) for i in range(len(lines[0]))]
+    # the reason of a failure may be longer than its column
+    lengths = [[0 if cell.startswith("failed: ") else len(cell) for cell in line] for line in lines]
+    widths = [max(column) for column in zip(*lengths, strict=True)]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
@@ -101,8 +104,8 @@ def plot_steps(data: list[dict], file: Path):
             steps = [method["steps"] for method in walk]
             axes.plot(steps, [method["figures"]["psnr"] for method in walk], **style)
             axes.set_xticks(steps)
+            axes.legend(fontsize="x-small")
         axes.set(title=f"{part['name']}, {len(part['pictures'])} pictures", xlabel="steps", ylabel="PSNR, dB")
-        axes.legend(fontsize="x-small")
     figure.savefig(file, dpi=120)
 
 
@@ -115,6 +118,9 @@ def plot_time(data: list[dict], file: Path):
     figure, panels = _panels(data)
     for axes, part, (noisy, *methods) in panels:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.axhline(noisy["figures"]["psnr"], color="grey", linestyle=":", label=noisy["name"])
         for walk, style in _walks(methods):
             axes.plot(*zip(*map(place, walk), strict=True), **style)
@@ -172,14 +178,8 @@ def sheet(pictures: list[dict[str, np.ndarray]], file: Path):
     """
     rows = []
     for versions in pictures:
-        results = list(versions.values())[1:-1]
-        spread = np.std(results, axis=0).mean(axis=-1)
-        size = min(SHEET_CROP, *spread.shape)
-        down, across = (side // size for side in spread.shape)
-        blocks = spread[: down * size, : across * size].reshape(down, size, across, size).mean(axis=(1, 3))
-        i, j = np.unravel_index(blocks.argmax(), blocks.shape)
-        crop = slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size)
-        rows.append((blocks.max(), {name: version[crop] for name, version in versions.items()}))
+        spread, crop = most_different(list(versions.values())[1:-1], SHEET_CROP)
+        rows.append((spread, {name: version[crop] for name, version in versions.items()}))
     rows = sorted(rows, key=lambda row: -row[0])[:SHEET_ROWS]
 
     figure = Figure(figsize=(1.6 * len(rows[0][1]), 1.8 * len(rows)), layout="constrained")
@@ -191,6 +191,16 @@ def sheet(pictures: list[dict[str, np.ndarray]], file: Path):
             if i == 0:
                 axes.set_title(name.replace(", ", "\n"), fontsize=6)
     figure.savefig(file, dpi=150)
+
+
+def most_different(results: list[np.ndarray], size: int) -> tuple[float, tuple[slice, slice]]:
+    """How much results [H, W, 3] differ, in the square block where they differ most, and which one it is."""
+    spread = np.std(results, axis=0).mean(axis=-1)
+    size = min(size, *spread.shape)
+    down, across = (side // size for side in spread.shape)
+    blocks = spread[: down * size, : across * size].reshape(down, size, across, size).mean(axis=(1, 3))
+    i, j = divmod(int(blocks.argmax()), across)
+    return float(blocks[i, j]), (slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
 
 
 def write_card(folder: Path, model: str, data: list[dict]):

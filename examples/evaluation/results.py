@@ -1,7 +1,6 @@
 """Measure a denoiser on a picture, and keep what was measured so that a run can be stopped and resumed."""
 
 import ctypes
-import gc
 import hashlib
 import json
 import re
@@ -52,7 +51,6 @@ class PeakMemory:
 
     def __enter__(self):
         # what is free, but still held by the allocator, would hide what is taken next
-        gc.collect()
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)
         self.process = psutil.Process()
@@ -169,8 +167,9 @@ class Results:
         pyvips.Image.new_from_array((result * levels).round().astype(dtype)).write_to_file(str(file))
 
     def read_picture(self, method: Method, i: int) -> np.ndarray:
-        """[H, W, 3], uint8, or uint16 for DND."""
-        return pyvips.Image.new_from_file(str(self.picture_file(method, i))).numpy()
+        """[H, W, 3], as the data set has it: uint8, or for DND float32 in [0, 1]."""
+        pixels = pyvips.Image.new_from_file(str(self.picture_file(method, i))).numpy()
+        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32) / 65535
 
 
 def slug(name: str) -> str:

@@ -1,0 +1,502 @@
+import json
+import math
+import runpy
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import datasets
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from conftest import make_pipeline
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
+from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import evaluate  # noqa: E402
+from evaluation import report  # noqa: E402
+from evaluation.benchmarks import load_data  # noqa: E402
+from evaluation.peers import best_sigma, blind_sigma, load_peer  # noqa: E402
+from evaluation.results import Method, PeakMemory, measure  # noqa: E402
+
+
+CPU = torch.device("cpu")
+
+
+def make_pair(seed, height=40, width=56, sigma=20):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    clean = 128 + 80 * np.sin(x[..., None] / 6 + y[..., None] / 9 + rng.uniform(0, 6, 3))
+    noisy = clean + rng.normal(0, sigma, clean.shape)
+    return [np.clip(p.round(), 0, 255).astype(np.uint8) for p in (noisy, clean)]
+
+
+def as_tensor(picture):
+    return torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Three pairs in a folder with noisy/ and clean/."""
+    for i in range(3):
+        for name, picture in zip(("noisy", "clean"), make_pair(i), strict=True):
+            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "pairs" / name / f"scene{i}.png")
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A pipeline of random weights that changes pictures a little."""
+    pipe = make_pipeline(scheduler=InterpolationScheduler(prediction_type="flow_prediction"))
+    pipe.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def run(*args):
+    evaluate.main(evaluate.parse_args([str(arg) for arg in args]))
+
+
+def read_methods(folder, data=0):
+    return {m["name"]: m for m in json.loads((folder / "results.json").read_text())[data]["methods"]}
+
+
+# data sets
+
+
+def test_pairs_are_read_by_name(pairs):
+    pictures = load_data(f"mine:{pairs}")
+    assert pictures.names == ["0000_scene0", "0001_scene1", "0002_scene2"]
+    for actual, expected in zip(pictures.load(1), make_pair(1), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_missing_partner_is_named(pairs):
+    (pairs / "clean" / "scene1.png").unlink()
+    with pytest.raises(ValueError, match="scene1.png has no partner"):
+        load_data(f"mine:{pairs}")
+
+
+def test_crops_of_polyu_and_cc(tmp_path):
+    for i in range(2):
+        for ending, picture in zip(("real", "mean"), make_pair(i), strict=True):
+            Image.fromarray(picture).save(tmp_path / f"Canon_{i}_{ending}.png")
+    pictures = load_data(f"polyu:{tmp_path}")
+    assert pictures.names == ["Canon_0", "Canon_1"]
+    for actual, expected in zip(pictures.load(1), make_pair(1), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    (tmp_path / "Canon_1_mean.png").unlink()
+    with pytest.raises(ValueError, match=r"Canon_1 .* has no partner Canon_1_mean"):
+        load_data(f"polyu:{tmp_path}")
+
+
+def test_hub_data_set(tmp_path):
+    noisy, clean = make_pair(0)
+    columns = {"noisy": [Image.fromarray(noisy)], "clean": [Image.fromarray(clean)]}
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, datasets.Image())))
+    (tmp_path / "data").mkdir()
+    dataset.to_parquet(tmp_path / "data" / "test.parquet")
+    pictures = load_data(f"mine:hub:{tmp_path}/data:test")
+    np.testing.assert_array_equal(pictures.load(0)[0], noisy)
+    np.testing.assert_array_equal(pictures.load(0)[1], clean)
+    with pytest.raises(ValueError, match="has no split train"):
+        load_data(f"mine:hub:{tmp_path}/data:train")
+    (tmp_path / "other").mkdir()
+    dataset.rename_column("clean", "gt").to_parquet(tmp_path / "other" / "test.parquet")
+    with pytest.raises(ValueError, match="columns named noisy and clean, and has .*gt"):
+        load_data(f"mine:hub:{tmp_path}/other")
+
+
+def test_noise_on_clean_pictures_is_the_same_in_every_run(tmp_path):
+    clean = np.full((64, 64, 3), 128, np.uint8)
+    for name in ("a", "b"):
+        Image.fromarray(clean).save(tmp_path / f"{name}.png")
+    noisy, same = load_data(f"mine:{tmp_path}@gaussian:10").load(0)
+    np.testing.assert_array_equal(same, clean)
+    assert (noisy.astype(float) - clean).std() == pytest.approx(10, rel=0.05)
+    np.testing.assert_array_equal(load_data(f"mine:{tmp_path}@gaussian:10").load(0)[0], noisy)
+    # another picture gets other noise
+    assert (load_data(f"mine:{tmp_path}@gaussian:10").load(1)[0] != noisy).any()
+
+
+def test_noise_of_a_camera_grows_with_its_iso(tmp_path):
+    Image.fromarray(make_pair(0, 64, 64)[1]).save(tmp_path / "a.png")
+    errors = []
+    for iso in (100, 6400):
+        noisy, clean = load_data(f"mine:{tmp_path}@phone:{iso}").load(0)
+        errors.append(psnr(as_tensor(noisy), as_tensor(clean)).item())
+    assert errors[0] > errors[1] + 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("polyu", "NAME:PATH"),
+        ("polyu:missing-folder", "There is no folder missing-folder"),
+        ("polyu:{empty}", "No pictures were found"),
+        ("polyu:{pairs}@blur:3", "preset must be .*'blur'"),
+        ("polyu:{pairs}/noisy", "neither noisy/ and clean/"),
+    ],
+)
+def test_data_that_cannot_be_read_is_named(tmp_path, pairs, spec, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, OSError), match=message):
+        load_data(spec.format(empty=tmp_path / "empty", pairs=pairs))
+
+
+def write_sidd(folder, shape=(2, 3, 16, 16, 3), names=("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb")):
+    blocks = np.random.default_rng(0).integers(0, 256, (len(names), *shape), dtype=np.uint8)
+    for name, part in zip(names, blocks, strict=True):
+        scipy.io.savemat(folder / f"{name}.mat", {name: part})
+    return blocks
+
+
+def test_sidd_validation_of_the_true_shape_in_bounded_memory(tmp_path):
+    blocks = np.zeros((40, 32, 256, 256, 3), np.uint8, order="F")
+    first, last = np.random.default_rng(0).integers(0, 256, (2, 2, 256, 256, 3), dtype=np.uint8)
+    for name, a, b in zip(("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb"), first, last, strict=True):
+        blocks[0, 0], blocks[39, 31] = a, b
+        scipy.io.savemat(tmp_path / f"{name}.mat", {name: blocks})
+    tracemalloc.start()
+    pictures = load_data(f"sidd-val:{tmp_path}")
+    noisy, clean = pictures.load(1279)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * 2 * blocks.nbytes  # what the two files hold, and no copy of it
+    assert pictures.names[0] == "0000_00" and pictures.names[-1] == "0039_31" and len(pictures.names) == 1280
+    np.testing.assert_array_equal(np.stack([noisy, clean]), last)
+    del pictures
+    run("--data", f"sidd-val:{tmp_path}", "--model", "--max_pictures", 2, "--output_dir", tmp_path / "out")
+    expected = [psnr(as_tensor(noisy), as_tensor(clean)).item() for noisy, clean in (first, last)]
+    assert read_methods(tmp_path / "out")["noisy input"]["figures"]["psnr"] == pytest.approx(np.mean(expected))
+
+
+def test_sidd_file_of_matlab_7_3(tmp_path):
+    blocks = write_sidd(tmp_path)
+    for name, part in zip(("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb"), blocks, strict=True):
+        with h5py.File(tmp_path / f"{name}.mat", "w", userblock_size=512) as file:
+            file[name] = part.T  # as MATLAB writes it
+        with open(tmp_path / f"{name}.mat", "r+b") as file:
+            header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+            file.write(header)
+    pictures = load_data(f"sidd:{tmp_path}")
+    assert len(pictures.names) == 6
+    np.testing.assert_array_equal(np.stack(pictures.load(4)), blocks[:, 1, 1])
+
+
+def test_sidd_file_with_another_key_names_what_it_has(tmp_path):
+    write_sidd(tmp_path)
+    scipy.io.savemat(tmp_path / "ValidationGtBlocksSrgb.mat", {"siddplus": np.zeros(3), "other": np.zeros(2)})
+    with pytest.raises(ValueError, match="must hold the variable ValidationGtBlocksSrgb, and has siddplus, other"):
+        load_data(f"sidd:{tmp_path}")
+    (tmp_path / "ValidationGtBlocksSrgb.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="ValidationGtBlocksSrgb.mat is missing"):
+        load_data(f"sidd:{tmp_path}")
+
+
+# methods
+
+
+@pytest.mark.parametrize("name", ["nlm", "wavelet", "ffdnet"])
+def test_peers_remove_noise(name):
+    noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0, 64, 64, sigma=25))
+    denoise, takes_sigma = load_peer(name, CPU)
+    assert takes_sigma
+
+    def error(sigma):
+        return np.mean((denoise(noisy, sigma) - clean) ** 2)
+
+    # by 5 dB and more, blind and told the best level
+    blind, best = blind_sigma(noisy), best_sigma(denoise, noisy, clean)
+    assert blind * 255 == pytest.approx(25, rel=0.15)
+    assert error(blind) < 0.3 * np.mean((noisy - clean) ** 2)
+    assert error(best) <= min(error(blind), error(25 / 255)) * 1.02
+
+
+def test_bm3d_removes_noise():
+    noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0, 32, 32, sigma=25))
+    denoise, takes_sigma = load_peer("bm3d", CPU)
+    assert takes_sigma
+    assert np.mean((denoise(noisy, 25 / 255) - clean) ** 2) < 0.3 * np.mean((noisy - clean) ** 2)
+
+
+def test_peer_without_its_package_says_which_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    with pytest.raises(ValueError, match=r"bm3d cannot be imported .*gdd-diffusers\[eval\]"):
+        load_peer("bm3d", CPU)
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(ValueError, match="spandrel cannot be imported .*pip install spandrel"):
+        load_peer("spandrel:NAFNet:weights.pth", CPU)
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ValueError, match="--extra_metrics needs pyiqa"):
+        evaluate.load_metrics(["lpips"], CPU)
+
+
+@pytest.mark.parametrize("name", ["median", "deepinv:DRUNet", "other:Net:file.pth"])
+def test_unknown_peer_is_named(name):
+    with pytest.raises(ValueError, match=f"--compare knows bm3d, .* not '{name}'"):
+        load_peer(name, CPU)
+
+
+def test_self_ensemble_turns_every_result_back():
+    picture = np.random.default_rng(0).random((5, 7, 3))
+    np.testing.assert_allclose(evaluate.self_ensemble(lambda x: x, picture), picture)
+
+    def brighter_to_the_right(x):
+        return x + np.linspace(0, 1, x.shape[1])[:, None]
+
+    # over all flips and turns, a slope to one side cancels
+    np.testing.assert_allclose(evaluate.self_ensemble(brighter_to_the_right, picture), picture + 0.5)
+
+
+def test_peak_memory_counts_what_is_held_for_a_while():
+    with PeakMemory() as memory:
+        x = np.ones(50_000_000, np.uint8)
+        threads = torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+        [threads @ threads for _ in range(20)]
+        del x
+    assert 45 < memory.mb < 150
+
+
+@pytest.mark.parametrize(
+    ("denoise", "message"),
+    [(lambda x: x * math.nan, "returned NaN"), (lambda x: x[1:], r"a picture of the shape \(39, 56, 3\)")],
+)
+def test_results_that_are_no_picture_are_refused(denoise, message):
+    with pytest.raises(ValueError, match=message):
+        measure(Method("broken", denoise), *make_pair(0), {"psnr": psnr}, CPU)
+
+
+# runs
+
+
+def test_run_writes_true_figures(pairs, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    run("--data", f"mine:{pairs}", "--model", model, "--steps", 1, 3, "--compare", "wavelet", "--output_dir", out)
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    pipe.scheduler = InterpolationScheduler.from_config(pipe.scheduler.config, step_rule="origin")
+    expected, gains = [], []
+    for i in range(3):
+        noisy, clean = (as_tensor(p) for p in make_pair(i))
+        denoised = pipe(noisy, num_inference_steps=3, output_type="pt").images
+        expected.append([metric(denoised, clean).item() for metric in (psnr, ssim, ssim_matlab)])
+        gains.append(expected[-1][0] - psnr(noisy, clean).item())
+    methods = read_methods(out)
+    figures = methods["tiny, origin, 3 steps"]["figures"]
+    actual = [figures[name] for name in ("psnr", "ssim", "ssim_matlab")]
+    np.testing.assert_allclose(actual, np.mean(expected, axis=0), rtol=1e-4)
+    assert figures["worst_gain"] == pytest.approx(min(gains), abs=1e-3)
+    assert figures["worst_picture"] == f"{np.argmin(gains):04d}_scene{np.argmin(gains)}"
+    assert figures["mpx_per_second"] > 0
+    assert methods["wavelet, best sigma"]["figures"]["psnr"] >= methods["wavelet, blind"]["figures"]["psnr"]
+    names = ["noisy input"]
+    names += [f"tiny, {rule}, {n}" for rule in ("origin", "improved") for n in ("1 step", "3 steps")]
+    assert list(methods) == [*names, "wavelet, blind", "wavelet, best sigma"]
+    for name in ("steps.png", "time.png", "sheet-mine.png"):
+        assert Image.open(out / name).size > (100, 100)
+    line = f"| tiny, origin, 3 steps   | {figures['psnr']:.2f}"
+    assert line in (out / "results.md").read_text() and line in capsys.readouterr().out
+
+
+def test_resumed_run_measures_only_what_is_missing(pairs, model, tmp_path):
+    out = tmp_path / "out"
+    args = ["--data", f"mine:{pairs}", "--model", model, "--steps", 1, "--rules", "improved", "--output_dir", out]
+    run(*args)
+    file = out / "mine" / "rows" / "tiny-improved-1-step.0.jsonl"
+    first, second, third = filter(None, file.read_text().split("\n"))
+    figures = read_methods(out)["tiny, improved, 1 step"]["figures"]
+    # as if the run had been stopped while writing the third line
+    cut_off = f"{first}\n\n{second}\n\n{third[:30]}"
+    file.write_text(cut_off)
+    run(*args)
+    assert file.read_text().startswith(cut_off)
+    new = list(filter(None, file.read_text().removeprefix(cut_off).split("\n")))
+    assert [json.loads(line)["picture"] for line in new] == ["0002_scene2"]
+    assert read_methods(out)["tiny, improved, 1 step"]["figures"]["psnr"] == figures["psnr"]
+    done = file.read_text()
+    run(*args)
+    assert file.read_text() == done
+
+
+def test_other_weights_are_measured_anew(pairs, model, tmp_path):
+    out = tmp_path / "out"
+    args = ["--data", f"mine:{pairs}", "--model", model, "--steps", 1, "--rules", "improved", "--output_dir", out]
+    run(*args)
+    before = read_methods(out)["tiny, improved, 1 step"]["figures"]["psnr"]
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    pipe.save_pretrained(model)
+    run(*args)
+    methods = read_methods(out)
+    # no noise predicted: the input as it was
+    assert (
+        methods["tiny, improved, 1 step"]["figures"]["gain"] == 0 != methods["noisy input"]["figures"]["psnr"] - before
+    )
+
+
+def test_model_that_returns_nan_fails_its_row_only(pairs, model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "broken")
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, math.nan)
+    pipe.save_pretrained(tmp_path / "broken")
+    out = tmp_path / "out"
+    run("--data", f"mine:{pairs}", "--model", tmp_path / "broken", model, "--steps", 1, "--output_dir", out)
+    methods = read_methods(out)
+    assert "NaN" in methods["broken, origin, 1 step"]["error"] and "figures" not in methods["broken, origin, 1 step"]
+    assert "figures" in methods["tiny, origin, 1 step"]
+    assert "| broken, origin, 1 step   | failed: ValueError" in capsys.readouterr().out
+    # once the model is mended, the same command gets its figures
+    shutil.rmtree(tmp_path / "broken")
+    shutil.copytree(model, tmp_path / "broken")
+    run("--data", f"mine:{pairs}", "--model", tmp_path / "broken", model, "--steps", 1, "--output_dir", out)
+    assert "figures" in read_methods(out)["broken, origin, 1 step"]
+
+
+def test_subset_is_spread_and_the_same_for_all(pairs, model, tmp_path):
+    out = tmp_path / "out"
+    run("--data", f"mine:{pairs}", "--model", "--compare", "wavelet", "--max_pictures", 2, "--output_dir", out)
+    assert json.loads((out / "results.json").read_text())[0]["pictures"] == ["0000_scene0", "0002_scene2"]
+    assert "2 pictures of 3: 0000_scene0, 0002_scene2" in (out / "results.md").read_text()
+
+
+def test_two_processes_share_the_pictures(pairs, model, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [EXAMPLES / "evaluate.py", "--data", f"mine:{pairs}", "--model", model, "--steps", "1"]
+    subprocess.run([*command, "--output_dir", tmp_path / "out"], check=True, capture_output=True, timeout=300)
+    rows = tmp_path / "out" / "mine" / "rows"
+    counts = [(rows / f"tiny-origin-1-step.{i}.jsonl").read_text().count("picture") for i in range(2)]
+    assert counts == [2, 1]
+    run("--data", f"mine:{pairs}", "--model", model, "--steps", 1, "--output_dir", tmp_path / "single")
+    figures = [read_methods(tmp_path / name)["tiny, origin, 1 step"]["figures"] for name in ("out", "single")]
+    assert figures[0]["psnr"] == pytest.approx(figures[1]["psnr"], abs=1e-3)
+
+
+def test_mistakes_end_in_one_sentence(monkeypatch, model):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", str(model), "--data", "polyu:missing-folder"])
+    with pytest.raises(SystemExit, match="^error: There is no folder missing-folder"):
+        runpy.run_path(str(EXAMPLES / "evaluate.py"), run_name="__main__")
+
+
+# reports
+
+
+def test_crops_show_where_results_differ_most():
+    first = np.zeros((70, 100, 3), np.uint8)
+    second = first.copy()
+    second[5, 5] = 200  # more at one pixel
+    second[40:60, 70:90] = 100  # more in all
+    spread, crop = report.most_different([first, second], 32)
+    assert crop == (slice(32, 64), slice(64, 96))
+    assert spread > 0 == report.most_different([first, first], 32)[0]
+
+
+def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp_path):
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# Mine\n\nWords.\n")
+    args = [
+        "--data",
+        f"mine:{pairs}",
+        "--model",
+        model,
+        "--steps",
+        3,
+        "--output_dir",
+        tmp_path / "out",
+        "--write_card",
+    ]
+    run(*args)
+    run(*args)  # once more, in place of the first
+    card = ModelCard.load(model / "README.md")
+    assert card.data.license == "apache-2.0" and "Words." in card.text
+    assert len(card.data.eval_results) == 6
+    figures = read_methods(tmp_path / "out")["tiny, improved, 3 steps"]["figures"]
+    found = {result.metric_name: result for result in card.data.eval_results}
+    result = found["SSIM (3-D, as MATLAB), improved, 3 steps"]
+    assert result.dataset_name == "mine, 3 pictures" and result.metric_type == "ssim"
+    assert result.metric_value == round(figures["ssim_matlab"], 4)
+
+
+def test_options_that_do_not_go_together(capsys):
+    for args, message in [
+        (["--data", "a:b", "--write_card"], "--write_card needs folders"),
+        (["--data", "a:b", "--write_card", "--model", "org/name"], "--write_card needs folders"),
+        (["--data", "a:b", "--submission", "--max_pictures", "3"], "takes all pictures"),
+    ]:
+        with pytest.raises(SystemExit):
+            evaluate.parse_args(args)
+        assert message in capsys.readouterr().err
+
+
+# submissions
+
+
+def test_sidd_submission_by_the_rules(tmp_path, model):
+    blocks = write_sidd(tmp_path, names=["BenchmarkNoisyBlocksSrgb"])[0]
+    out = tmp_path / "out"
+    args = ["--data", f"sidd:{tmp_path}", "--model", model, "--steps", 1, "--rules", "improved"]
+    run(*args, "--compare", "wavelet", "--submission", "--output_dir", out)
+    mat = scipy.io.loadmat(out / "sidd" / "submission" / "tiny-improved-1-step" / "SubmitSrgb.mat")
+    submitted = mat["DenoisedBlocksSrgb"]
+    assert submitted.shape == blocks.shape and submitted.dtype == np.uint8
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    for i, j in np.ndindex(2, 3):
+        expected = pipe(blocks[i, j], output_type="np", num_inference_steps=1).images[0]
+        np.testing.assert_array_equal(submitted[i, j], (expected * 255).round())
+    methods = read_methods(out)
+    assert mat["TimeMPSrgb"].item() == pytest.approx(
+        1 / methods["tiny, improved, 1 step"]["figures"]["mpx_per_second"]
+    )
+    # nothing can be said of quality where the clean pictures are kept back
+    assert "psnr" not in methods["tiny, improved, 1 step"]["figures"] and "wavelet, best sigma" not in methods
+
+
+def write_dnd(folder, images=2, crops=20, size=16):
+    """Pictures of 40 x 50 px and boxes in them, in the layout of DND: HDF5 as MATLAB writes it."""
+    rng = np.random.default_rng(0)
+    pictures = rng.random((images, 40, 50, 3))
+    corners = np.stack([rng.integers(0, 40 - size, (images, crops)), rng.integers(0, 50 - size, (images, crops))], -1)
+    (folder / "images_srgb").mkdir(parents=True)
+    for i, picture in enumerate(pictures):
+        with h5py.File(folder / "images_srgb" / f"{i + 1:04d}.mat", "w") as file:
+            file["InoisySRGB"] = picture.T
+    with h5py.File(folder / "info.mat", "w") as file:
+        references = file.create_dataset("info/boundingboxes", (images, 1), dtype=h5py.ref_dtype)
+        for i in range(images):
+            # top, left, bottom, right, from 1 and inclusive
+            file[f"boxes{i}"] = np.concatenate([corners[i] + 1, corners[i] + size], axis=1).T.astype(float)
+            references[i, 0] = file[f"boxes{i}"].ref
+    return [
+        [picture[y : y + size, x : x + size] for y, x in corner]
+        for picture, corner in zip(pictures, corners, strict=True)
+    ]
+
+
+def test_dnd_submission_by_the_rules(tmp_path, model):
+    crops = write_dnd(tmp_path / "dnd")
+    pictures = load_data(f"dnd:{tmp_path / 'dnd'}")
+    assert pictures.names[:2] == ["0001_01", "0001_02"] and pictures.names[-1] == "0002_20"
+    np.testing.assert_allclose(pictures.load(21)[0], crops[1][1], atol=1e-6)
+    args = ["--data", f"dnd:{tmp_path / 'dnd'}", "--model", model, "--steps", 1, "--rules", "improved", "--submission"]
+    run(*args, "--output_dir", tmp_path / "out")
+    folder = tmp_path / "out" / "dnd" / "submission" / "tiny-improved-1-step" / "bundled"
+    assert sorted(file.name for file in folder.iterdir()) == ["0001.mat", "0002.mat"]
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    for i in range(2):
+        mat = scipy.io.loadmat(folder / f"{i + 1:04d}.mat")
+        assert not mat["israw"].item() and mat["eval_version"].item() == "1.0"
+        assert mat["Idenoised"].dtype == object and mat["Idenoised"].size == 20
+        for crop, denoised in zip(crops[i], mat["Idenoised"].flatten(), strict=True):
+            assert denoised.dtype == np.float32
+            expected = pipe(crop.astype(np.float32), output_type="np", num_inference_steps=1).images[0]
+            np.testing.assert_allclose(denoised, expected, atol=1e-4)
