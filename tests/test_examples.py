@@ -1,0 +1,48 @@
+"""The scripts that have no test file of their own, each launched small."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline
+from diffusers import UNet2DModel
+from PIL import Image
+
+from gdd_diffusers import LocalUNet2DModel
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def launch(script, *arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("cls", [LocalUNet2DModel, UNet2DModel])
+def test_seams(cls, tmp_path, monkeypatch, capsys):
+    make_pipeline(cls).save_pretrained(tmp_path / "model")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    options = ["--model", tmp_path / "model", "--picture", tmp_path / "a.png", "--tile_sizes", 64, "--overlaps", 0, 16]
+    launch("seams.py", *options, monkeypatch=monkeypatch)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    decibels = [float(row[2].removesuffix(" dB")) for row in rows]
+    assert decibels[0] < decibels[1]
+    if cls is LocalUNet2DModel:
+        assert len(rows) == 3 and decibels[2] > 120
+
+
+def test_benchmark(tmp_path, monkeypatch, capsys):
+    make_pipeline().save_pretrained(tmp_path / "model")
+    launch("benchmark.py", "--model", tmp_path / "model", "--megapixels", 1, "--runs", 1, monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert "`gdd --help`" in said and "pipeline / network" in said and "| 1 Mpx .jpg |" in said
+
+
+def test_benchmark_makes_pictures_of_the_size_that_it_says():
+    picture = runpy.run_path(str(EXAMPLES / "benchmark.py"))["noisy_photograph"](2)
+    assert picture.shape[0] * picture.shape[1] == pytest.approx(2e6, rel=0.01) and picture.std() > 20
+    assert torch.from_numpy(picture).dtype == torch.uint8
