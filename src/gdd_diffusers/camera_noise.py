@@ -34,7 +34,7 @@ PRESETS = {
         "bits": (9.5, 12.0),
         "exposure": (0.08, 1.3),
         "contrast": (1.0, 1.5),  # of the tone curve: its slope in the middle
-        "colour_matrix": (0.5, 0.9),  # 0: the sensor sees sRGB, 1: it sees as the four cameras below do
+        "colour_matrix": (0.5, 1.0),  # 0: the sensor sees sRGB, 1: it sees as the four cameras below do
         "red_gain": (1.4, 2.2),  # white balance
         "blue_gain": (1.3, 2.2),
         "malvar": (0.5, 1.0),  # 0: bilinear demosaicing, 1: Malvar et al.
@@ -49,7 +49,7 @@ PRESETS = {
     # Large sensors: full wells of 40,000 to 80,000 electrons at ISO 100, the relation of read to shot noise of Brooks
     # et al., and the JPEG files that such cameras write themselves.
     "camera": {
-        "iso": (2500, 20000),
+        "iso": (2300, 18000),
         "shot_per_iso": (1.2e-7, 2.4e-7),
         "read_factor": (2.0, 5.5),
         "read_power": (2.18, 2.18),
@@ -60,12 +60,12 @@ PRESETS = {
         "contrast": (1.0, 1.6),
         "colour_matrix": (0.0, 0.5),
         "red_gain": (1.2, 1.8),
-        "blue_gain": (1.2, 1.9),
+        "blue_gain": (1.3, 2.1),
         "malvar": (0.9, 1.0),
-        "luma_denoise": (0.3, 1.5),
-        "chroma_denoise": (0.65, 1.45),
+        "luma_denoise": (0.2, 1.9),
+        "chroma_denoise": (0.5, 1.2),
         "sharpen": (0.0, 0.3),
-        "enlarging": (1.1, 1.8),
+        "enlarging": (1.0, 1.8),
         "jpeg_share": (1.0, 1.0),
         "chroma_subsampling": (1.0, 3.0),
         "jpeg_quality": (93.0, 99.0),
@@ -125,7 +125,7 @@ class CameraNoise:
 
     Args:
         preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 14 to 36 dB PSNR, hardly processed),
-            `"camera"` (large sensor at high ISO, mostly 31 to 42 dB, in-camera JPEG), `"mixed"` (each picture one of
+            `"camera"` (large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG), `"mixed"` (each picture one of
             both) or `"gaussian"` (white noise in sRGB of a standard deviation from 0 to 55/255, for comparison with
             the literature).
 
