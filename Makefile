@@ -7,10 +7,12 @@ BIN := .venv/bin
 demo: .venv/.installed  ## denoise the sample photograph and print what was gained
 	$(BIN)/python examples/demo.py
 
-test: .venv/.installed-dev  ## run every test
+test: quality  ## run every test
+	$(BIN)/python -m pytest
+
+quality: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
 
 style: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
