@@ -63,15 +63,23 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
 def best_sigma(denoise: Callable, noisy: np.ndarray, clean: np.ndarray) -> float:
     """The noise level in [0, 1], to a quarter of an octave, at which `denoise(noisy, sigma)` is closest to `clean`."""
 
+    # The true level is the best one for white noise only: camera noise can want a third or twice of it. So climb from
+    # there, in steps of a half and then a quarter of an octave.
+    true = float(np.sqrt(np.mean((noisy - clean) ** 2)))
+
+    def level(k):
+        return max(true * 2 ** (k / 4), MIN_SIGMA)
+
     @functools.cache
     def error(sigma):
         return np.mean((np.clip(denoise(noisy, sigma), 0, 1) - clean) ** 2)
 
-    # The true level is the best one for white noise only. Camera noise can want a third or twice of it, and where
-    # a denoiser does harm at any level, the blind level may be the least harmful.
-    true = max(float(np.sqrt(np.mean((noisy - clean) ** 2))), MIN_SIGMA)
-    best = min([blind_sigma(noisy), *(true * 2 ** (k / 2) for k in range(-6, 5))], key=error)
-    return min([best, best * 2**-0.25, best * 2**0.25], key=error)
+    k = 0
+    for step in (2, 1):
+        while (better := min((k, k - step, k + step), key=lambda k: error(level(k)))) != k:
+            k = better
+    # where any level does harm, the blind one may do the least
+    return min(level(k), blind_sigma(noisy), key=error)
 
 
 def blind_sigma(noisy: np.ndarray) -> float:
