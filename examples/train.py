@@ -213,7 +213,8 @@ def averaged_weights(ema, unet):
 # The training
 
 
-def main(args):
+def main(args) -> tuple[float, float]:
+    """Train, and return the speed of each process in Mpx/s and the share of the time that it waited for data."""
     started = time.monotonic()
     output_dir = Path(args.output_dir)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -266,7 +267,7 @@ def main(args):
 
     # 3. Where to begin
     recipe = {
-        "options": vars(args),
+        "options": vars(args) | {"num_processes": accelerator.num_processes},
         "model": {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
         | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
     }
@@ -279,10 +280,12 @@ def main(args):
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
-        # What was logged after the checkpoint is about to be done again.
-        lines = log_file.read_text().splitlines() if log_file.exists() else []
-        lines = [line for line in lines if json.loads(line)["step"] <= start]
-        log_file.write_text("".join(f"{line}\n" for line in lines))
+        for leftover in output_dir.glob("*.partial"):
+            shutil.rmtree(leftover)
+        # What was logged after the checkpoint is about to be done again, and the last line may be half a one.
+        lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
+        lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        log_file.write_text("".join(lines))
         validations = [json.loads(line) for line in lines if "psnr/noisy" in line]
 
     def log(step, values):
@@ -365,9 +368,10 @@ def main(args):
             asked = time.monotonic()
     progress.close()
     seconds = time.monotonic() - loop_started
+    speed, waiting = num_pixels / 1e6 / seconds, waited / seconds
     logger.info(
-        f"{'Done' if step == args.max_train_steps else 'Stopped'} after step {step}: {num_pixels / 1e6 / seconds:.3f} "
-        f"Mpx/s on each of {accelerator.num_processes} processes, {waited / seconds:.1%} of the time waiting for data."
+        f"{'Done' if step == args.max_train_steps else 'Stopped'} after step {step}: {speed:.3f} Mpx/s on each of "
+        f"{accelerator.num_processes} processes, {waiting:.1%} of the time waiting for data."
     )
 
     # 5. Publish
@@ -378,6 +382,7 @@ def main(args):
             allow_patterns=["model_index.json", "README.md", "unet/*", "scheduler/*"],
         )
     accelerator.end_training()
+    return speed, waiting
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def test_latest_without_a_checkpoint_begins_anew(whole, data, tmp_path):
 def test_steps_logged_after_the_checkpoint_are_logged_once(whole, data, tmp_path):
     run(data, tmp_path, max_train_minutes=0)
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 2, "loss": 123.0, "learning_rate": 0.0}\n')
+        file.write('{"step": 2, "loss": 123.0, "learning_rate": 0.0}\n{"step": 3, "lo')
     run(data, tmp_path, resume_from_checkpoint="latest")
     assert_same_training(whole, tmp_path, "checkpoint-6")
 
@@ -350,6 +350,7 @@ def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(whole,
     assert (tmp_path / "checkpoint-4.partial" / "model.safetensors").exists()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-2"]
     run(data, tmp_path, resume_from_checkpoint="latest")
+    assert not list(tmp_path.glob("*.partial"))
     assert_same_training(whole, tmp_path, "checkpoint-6")
 
 
