@@ -73,6 +73,9 @@ PRESETS = {
 }
 GAUSSIAN_SIGMA = (0.0, 55 / 255)
 NOISE_FREE_SHARE = 0.05
+# Of "mixed": pictures of half the sensor's resolution, which are as sharp as pixels can be. Trained without them, a
+# denoiser takes detail finer than a demosaicing leaves for noise.
+BINNED_SHARE = 0.35
 # What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
 DENOISE_AT_SCALE = (1.0, 0.7, 0.2)
 
@@ -126,8 +129,8 @@ class CameraNoise:
     Args:
         preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 14 to 36 dB PSNR, hardly processed),
             `"camera"` (large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG), `"mixed"` (each picture one of
-            both) or `"gaussian"` (white noise in sRGB of a standard deviation from 0 to 55/255, for comparison with
-            the literature).
+            both, and a third of them binned to half the sensor's resolution, without a mosaic) or `"gaussian"` (white
+            noise in sRGB of a standard deviation from 0 to 55/255, for comparison with the literature).
 
     Raises:
         ValueError: If there is no such preset.
@@ -188,23 +191,29 @@ class CameraNoise:
         if iso is not None:
             p["iso"] = torch.full_like(p["iso"], iso)
 
+        # Mean of 2x2 pixels of a mosaic: all three colours, at once at the resolution of the file
+        binned = draw.uniform(0, 1) < (BINNED_SHARE if self.preset == "mixed" else 0)
+        p["enlarging"] = torch.where(binned, 1, p["enlarging"])
+
         # 2. Back to what the sensor saw; if the file is to be enlarged, the sensor saw the scene that much smaller
         gain = torch.cat([p["red_gain"], torch.ones_like(p["red_gain"]), p["blue_gain"]], 1)
         rgb_to_camera = _colour_matrix(p, draw)
-        raw = _unprocess(_zoom(clean, 1 / p["enlarging"]), p, gain, rgb_to_camera, draw)
+        # Lens and optical low-pass filter: without them the mosaic would alias far more than in real photographs.
+        low_pass = torch.where(binned, 0, draw.uniform(0.12, 0.25))
+        raw = _unprocess(_zoom(clean, 1 / p["enlarging"]), p, gain, rgb_to_camera, low_pass)
 
         # 3. One pixel sees one colour, with noise
         masks = _bayer_masks(raw.shape[2:], draw)
-        mosaic = (raw * masks).sum(1, keepdim=True)
-        noisy_mosaic = _add_sensor_noise(mosaic, p, draw)
+        noisy_raw = _add_sensor_noise(raw, p, draw)
 
         # 4. Both are developed alike: white balance, colour matrix, gamma, tone curve
-        def develop(mosaic):
-            camera = (_demosaic(mosaic, masks, p["malvar"]) * gain).clamp(0, 1)
+        def develop(raw):
+            demosaiced = _demosaic((raw * masks).sum(1, keepdim=True), masks, p["malvar"])
+            camera = (torch.where(binned, raw, demosaiced) * gain).clamp(0, 1)
             linear = _mix(torch.linalg.inv(rgb_to_camera), camera).clamp(0, 1)
             return _s_curve(_srgb_encode(linear), p["contrast"])
 
-        clean, noisy = develop(mosaic), develop(noisy_mosaic)
+        clean, noisy = develop(raw), develop(noisy_raw)
 
         # 5. What cameras do to files
         noisy = _denoise_and_sharpen(noisy, noisy - clean, p)
@@ -271,8 +280,7 @@ def _srgb_encode(x):
 
 def _s_curve(x, contrast):
     """x^c / (x^c + (1 - x)^c), a tone curve whose inverse is the curve of 1/c; c = 1.5 is much like a smoothstep."""
-    rise = x**contrast
-    return rise / (rise + (1 - x) ** contrast)
+    return torch.sigmoid(contrast * torch.logit(x))
 
 
 def _zoom(x, factor):
@@ -298,10 +306,9 @@ def _colour_matrix(p, draw):
     return torch.lerp(torch.eye(3).to(matrix), matrix, p["colour_matrix"].squeeze(1))
 
 
-def _unprocess(clean, p, gain, rgb_to_camera, draw):
+def _unprocess(clean, p, gain, rgb_to_camera, low_pass):
     linear = _srgb_decode(_s_curve(clean, 1 / p["contrast"]))
-    # Lens and optical low-pass filter: without them the mosaic would alias far more than in real photographs.
-    linear = _blur(linear, draw.uniform(0.12, 0.25)) * p["exposure"]
+    linear = _blur(linear, low_pass) * p["exposure"]
     camera = _mix(rgb_to_camera, linear).clamp(0, 1)
     # In highlights all three colours reach white, whatever the white balance does (Brooks et al.).
     white = ((camera.mean(1, keepdim=True) - 0.9).clamp(min=0) / 0.1) ** 2
@@ -322,14 +329,14 @@ def _bayer_masks(size, draw):
     return torch.cat([(1 - row) * (1 - column), (row + column) % 2, row * column], 1).float()
 
 
-def _add_sensor_noise(mosaic, p, draw):
+def _add_sensor_noise(clean, p, draw):
     shot = p["iso"] * p["shot_per_iso"]
     read = (p["read_factor"] * shot ** p["read_power"]).sqrt()
-    raw = mosaic + (shot * mosaic).sqrt() * draw.normal(mosaic.shape)
+    raw = clean + (shot * clean).sqrt() * draw.normal(clean.shape)
     # Read noise has heavier tails than a Gaussian, and each row has its own offset (Wei et al., "A physics-based noise
     # formation model for extreme low-light raw denoising", CVPR 2020).
-    raw = raw + read * draw.tukey(mosaic.shape, p["tail"])
-    raw = raw + read * p["row"] * draw.normal((*mosaic.shape[:3], 1))
+    raw = raw + read * draw.tukey(clean.shape, p["tail"])
+    raw = raw + read * p["row"] * draw.normal((len(clean), 1, clean.shape[2], 1))
     steps = 2 ** p["bits"]
     # Half of the cameras record what lies below black, the others clip it, which lifts the darkest parts.
     black = torch.where(draw.uniform(0, 1) < 0.5, -1 / 16, 0.0)
@@ -381,22 +388,22 @@ def _spline_blur(x, step):
     for axis in (2, 3):
         length = x.shape[axis] - 4 * step
         tap = [x.narrow(axis, i * step, length) for i in range(5)]
-        x = (tap[0] + tap[4] + 4 * (tap[1] + tap[3]) + 6 * tap[2]) / 16
+        x = (tap[0] + tap[4]).add_(tap[1] + tap[3], alpha=4).add_(tap[2], alpha=6).div_(16)
     return x
 
 
 def _through_jpeg(clean, noisy, p, draw):
     """Quality 100 for the clean twin, which then shares the chroma resolution but not the quantisation."""
-    chosen = draw.uniform(0, 1) < p["jpeg_share"]
-    quality, subsampling = p["jpeg_quality"].round().int(), p["chroma_subsampling"].int()
+    pixels = (torch.stack([clean, noisy]) * 255).round().byte().movedim(2, -1).cpu().numpy()
+    chosen = (draw.uniform(0, 1) < p["jpeg_share"]).flatten().tolist()
+    quality, subsampling = (p[key].flatten().tolist() for key in ("jpeg_quality", "chroma_subsampling"))
     # A crop may begin anywhere within a block of 16 px.
-    top, left = draw.integer(16), draw.integer(16)
-    for i in chosen.flatten().nonzero().flatten().tolist():
-        for picture, quality_i in ((clean[i], 100), (noisy[i], int(quality[i]))):
-            pixels = (picture * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            pixels = np.pad(pixels, ((int(top[i]), 0), (int(left[i]), 0), (0, 0)), "edge")
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "JPEG", quality=quality_i, subsampling=int(subsampling[i]))
-            pixels = np.array(Image.open(file))[int(top[i]) :, int(left[i]) :]
-            picture.copy_(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
-    return clean, noisy
+    top, left = (draw.integer(16).flatten().tolist() for _ in range(2))
+    for i in range(len(clean)):
+        for picture, quality_i in ((pixels[0, i], 100), (pixels[1, i], round(quality[i]))):
+            if chosen[i]:
+                padded = np.pad(picture, ((top[i], 0), (left[i], 0), (0, 0)), "edge")
+                file = io.BytesIO()
+                Image.fromarray(padded).save(file, "JPEG", quality=quality_i, subsampling=int(subsampling[i]))
+                picture[:] = np.asarray(Image.open(file))[top[i] :, left[i] :]
+    return (torch.from_numpy(pixels).movedim(-1, 2).to(clean) / 255).unbind(0)
