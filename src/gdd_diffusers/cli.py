@@ -394,6 +394,39 @@ def simulate(
         raise fail(one_line(error)) from None
 
 
+@app.command()
+def publish(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="A model, as train.py writes it.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where it goes on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite-card", help="Replace the card even if somebody changed it on the Hub.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build and check the repo, and upload nothing.")] = False,
+):
+    """Put a model on the Hub, where anyone can load it, with this package or without it."""
+    import tempfile
+
+    from . import hub
+
+    load_pipeline(folder)  # which says what is wrong with it, if anything is
+    try:
+        if dry_run:
+            with tempfile.TemporaryDirectory() as built:
+                hub.build_repo(folder, built, repo)
+                hub.check_repo(built)
+                for file in sorted(path for path in Path(built).rglob("*") if path.is_file()):
+                    typer.echo(f"{file.stat().st_size:12,}  {file.relative_to(built).as_posix()}")
+            say(f"{repo} loads with this package and without it; nothing was uploaded.")
+        else:
+            commit = hub.publish(folder, repo, private=private or None, overwrite_card=overwrite_card)
+            typer.echo(commit.commit_url)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise fail(one_line(error)) from None
+
+
 def print_version(value: bool):
     if value:
         typer.echo(f"gdd-diffusers {version('gdd-diffusers')}")

@@ -1,7 +1,10 @@
 """A noisy picture goes in, a clean one comes out."""
 
 import copy
+import hashlib
+import importlib
 import os
+import re
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +15,13 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 
 from .scheduling_interpolation import InterpolationScheduler
@@ -109,19 +119,44 @@ class RealDenoisePipeline(DiffusionPipeline):
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
         """
-        Downloads what this class needs of a repo, which is no code.
+        Downloads what this class needs of a repo, which is no code, and checks the weights' sha256.
 
         diffusers refuses repos whose scheduler is not its own, or asks to trust the repo's copy of it. The package has
         these classes already.
+
+        Raises:
+            `OSError`: When the repo or its weights cannot be had, in one sentence that says why.
         """
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         variant = kwargs.get("variant")
         weights = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
-        return snapshot_download(
-            pretrained_model_name,
-            allow_patterns=["README.md", "model_index.json", "*/*.json", f"unet/{weights}*.safetensors"],
-            **{name: kwargs[name] for name in names if kwargs.get(name) is not None},
-        )
+        patterns = [f"unet/{weights}.safetensors", f"unet/{weights}-*.safetensors"]
+        try:
+            folder = snapshot_download(
+                pretrained_model_name,
+                allow_patterns=["README.md", "model_index.json", "*/*.json", *patterns],
+                **{name: kwargs[name] for name in names if kwargs.get(name) is not None},
+            )
+        except Exception as error:  # the client raises errors of its own, and those of the HTTP library under it
+            raise OSError(f"Could not get {pretrained_model_name} from the Hub: {hub_error_reason(error)}") from error
+        files = [file for pattern in patterns for file in Path(folder).glob(pattern)]
+        if not files and "unet" not in kwargs:
+            raise OSError(
+                f"{pretrained_model_name} has no weights {weights}.safetensors in its folder `unet`; pickled ones are "
+                "never loaded from the Hub, since they can run any code."
+            )
+        for file in files:
+            blob = file.resolve()  # the cache names large files by their sha256; the client compares sizes only
+            if re.fullmatch("[0-9a-f]{64}", blob.name):
+                with blob.open("rb") as content:
+                    sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+                if sha256 != blob.name:
+                    blob.unlink()  # so that the next try downloads it anew
+                    raise OSError(
+                        f"The weights of {pretrained_model_name} arrived damaged: the sha256 of {file.name} is "
+                        f"{sha256}, not {blob.name}. They were deleted; try again."
+                    )
+        return folder
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -137,10 +172,37 @@ class RealDenoisePipeline(DiffusionPipeline):
                     f"{pretrained_model_name_or_path} is not a model for {cls.__name__}: its `{name}` is {found}, "
                     f"not {' or '.join(c.__name__ for c in classes)}."
                 )
-            for own in classes:
-                if found == own.__name__ and own is not UNet2DModel:
-                    index[name] = [own.__module__, found]
+            own = next(c for c in classes if c.__name__ == found)
+            index[name] = ["diffusers" if own is UNet2DModel else own.__module__, found]
         return config
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+        """
+        Saves as [`~diffusers.DiffusionPipeline.save_pretrained`] does; `push_to_hub=True` also does what
+        [`~.push_to_hub`] does, with its arguments.
+        """
+        names = ("repo_id", "commit_message", "private", "token", "create_pr", "overwrite_card")
+        hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub:
+            self.push_to_hub(**hub_kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """
+        Publishes the pipeline as a repo that anyone can load, with this package or without it.
+
+        Args:
+            repo_id (`str`): `ORG/NAME`.
+            **kwargs: As for [`~gdd_diffusers.hub.publish`]: `commit_message`, `private`, `token`, `create_pr`,
+                `overwrite_card`.
+        """
+        try:  # an import statement would have diffusers ask for the package where it runs this file from a repo
+            hub = importlib.import_module("gdd_diffusers.hub")
+        except ImportError:
+            raise ImportError(
+                "Publishing needs the package gdd-diffusers itself, not only its code in a repo."
+            ) from None
+        return hub.publish(self, repo_id, **kwargs)
 
     def enable_tiling(self, tile_size: int = 512, tile_overlap: int = 64):
         """
@@ -173,9 +235,9 @@ class RealDenoisePipeline(DiffusionPipeline):
     @property
     def receptive_field(self) -> int | None:
         """Pixels that an output pixel sees to each side, `None` for a network that looks at the whole picture."""
-        if not isinstance(self.unet, LocalUNet2DModel):
-            return None
-        return (self.unet.receptive_field + 1) * self.config.pixel_unshuffle - 1
+        # asked by name: where a repo's code was loaded, its LocalUNet2DModel is another class than this file's
+        receptive_field = getattr(self.unet, "receptive_field", None)
+        return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
     @property
     def num_timesteps(self) -> int:
@@ -437,3 +499,21 @@ def stack(pictures: list, function: Callable):
     if len(pictures) == 1:
         return pictures[0][None]
     return function(pictures) if len({picture.shape for picture in pictures}) == 1 else pictures
+
+
+def hub_error_reason(error: Exception) -> str:
+    """Why the Hub gave nothing, as the rest of a sentence; what its client says runs over pages."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(error, GatedRepoError):
+        return "its owners have to let you in; ask for access on its page and log in with `hf auth login`."
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such repo, or it is private; log in with `hf auth login` or pass a `token`."
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision."
+    if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+        return "your token does not allow it, or there is none; log in with `hf auth login` or pass another `token`."
+    if isinstance(cause, HfHubHTTPError):
+        return f"the Hub answered with HTTP status {cause.response.status_code}; try again later."
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it is not all in the cache, and the Hub cannot be reached."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,390 @@
+"""A pipeline as a repo of the Hub that anyone can load: with this package, or without it, by the code in the repo."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from .pipeline_real_denoise import RealDenoisePipeline, hub_error_reason
+
+
+logger = logging.getLogger(__name__)
+
+CODE = Path(__file__).parent
+PIPELINE_MODULES = ("pipeline_real_denoise", "scheduling_interpolation", "tiling", "unet_local")
+COMPONENT_MODULES = {"InterpolationScheduler": "scheduling_interpolation", "LocalUNet2DModel": "unet_local"}
+
+# Loads a folder as a user would, in a process that knows nothing else, and denoises a picture.
+LOAD = """
+import sys
+
+by, folder, output = sys.argv[1:]
+if by == "repo":
+    sys.modules["gdd_diffusers"] = None  # importing it fails, as where it is not installed
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+picture = torch.from_numpy(np.random.default_rng(0).random((1, 1, 56, 72), np.float32))
+results = []
+for variant in (None, "fp16"):
+    if by == "repo":
+        pipe = DiffusionPipeline.from_pretrained(folder, variant=variant, trust_remote_code=True)
+    else:
+        from gdd_diffusers import RealDenoisePipeline
+
+        pipe = RealDenoisePipeline.from_pretrained(folder, variant=variant)
+    results.append(pipe(picture, num_inference_steps=2, output_type="np").images)
+np.save(output, results)
+"""
+
+CARD = """# {name}
+
+Takes the noise off photographs by a general denoising diffusion
+([Real-World Denoising via Diffusion Model](https://arxiv.org/abs/2305.04457), re-implemented from its description).
+{picture}
+## Usage
+
+With the package gdd-diffusers, which runs no code from this repo:
+
+```py
+from gdd_diffusers import RealDenoisePipeline
+from PIL import Image
+
+pipe = RealDenoisePipeline.from_pretrained("{name}")
+pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
+```
+
+```bash
+gdd denoise noisy.jpg --model {name}
+```
+
+With diffusers alone, which runs the Python files of this repo; read them first, and pin the `revision` you have read:
+
+```py
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
+```
+
+`variant="fp16"` downloads half as much.
+
+## Recipe
+
+{recipe}
+
+## Training data
+
+{training_data}
+
+Licence of these weights: {license}.
+
+## Results
+
+{results}
+
+## Limits
+
+{limits}
+
+## Citation
+
+```bibtex
+@article{{yang2023realworld,
+  title   = {{Real-World Denoising via Diffusion Model}},
+  author  = {{Yang, Cheng and Liang, Lijing and Su, Zhixun}},
+  journal = {{arXiv preprint arXiv:2305.04457}},
+  year    = {{2023}}
+}}
+```
+"""
+
+
+@dataclass
+class Result:
+    """
+    A measured figure for the model card: the mean over a set of pictures, before and after.
+
+    Args:
+        dataset (`str`): The pictures and their noise.
+        metric (`str`): Its name, with the unit in brackets if it has one: `"PSNR (dB)"`.
+        noisy, denoised (`float`): Of the noisy pictures and of what the model makes of them.
+    """
+
+    dataset: str
+    metric: str
+    noisy: float
+    denoised: float
+
+
+def model_card(
+    name: str,
+    *,
+    license: str = "unknown",
+    recipe: str = "Not stated.",
+    training_data: str = "Not stated.",
+    datasets: list[str] | None = None,
+    results: list[Result] | None = None,
+    commands: list[str] | None = None,
+    limits: str = "Made for photographs. What it does to other pictures has not been looked at.",
+    picture: str | None = None,
+    picture_text: str = "Noisy, and denoised",
+) -> ModelCard:
+    """
+    The model card of a pipeline, with fixed sections.
+
+    Args:
+        name (`str`): Repo id, or the folder's name; publishing puts the repo id in its place in the code.
+        license (`str`, defaults to `"unknown"`): Of the weights, as the Hub spells it: `"apache-2.0"`.
+        recipe (`str`): Markdown: the network, how it was trained and by which command.
+        training_data (`str`): Markdown: the pictures, their authors and licences; the first paragraph in short.
+        datasets (`list[str]`, *optional*): Datasets on the Hub that were trained on.
+        results (`list[Result]`, *optional*): What was measured; goes into the table and into `model-index`.
+        commands (`list[str]`, *optional*): What measured it.
+        limits (`str`): Markdown: what it does to pictures that it was not made for.
+        picture (`str`, *optional*): A before/after picture, as a path relative to the card.
+        picture_text (`str`, defaults to `"Noisy, and denoised"`): For those who cannot see it.
+
+    Example:
+        ```py
+        >>> from gdd_diffusers.hub import Result, model_card
+
+        >>> card = model_card("my-gdd", license="apache-2.0", results=[Result("kitchen", "PSNR (dB)", 22.5, 30.25)])
+        >>> card.data.eval_results[0].metric_value
+        30.25
+
+        ```
+    """
+    table = ["| pictures | measure | noisy | denoised |", "| --- | --- | ---: | ---: |"]
+    evaluations = []
+    for result in results or []:
+        noisy, denoised = (
+            f"{value:.2f}" if abs(value) >= 2 else f"{value:.4f}" for value in (result.noisy, result.denoised)
+        )
+        table.append(f"| {result.dataset} | {result.metric} | {noisy} | {denoised} |")
+        evaluations.append(
+            EvalResult(
+                task_type="image-to-image",
+                task_name="Image denoising",
+                dataset_type=_slug(result.dataset),
+                dataset_name=result.dataset,
+                metric_type=_slug(result.metric.partition(" (")[0]),
+                metric_name=result.metric,
+                metric_value=float(denoised),
+            )
+        )
+    measured = "\n".join(table) if results else "Not measured."
+    if commands:
+        measured += "\n\n```bash\n" + "\n".join(commands) + "\n```"
+    data = ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=["image-denoising", "image-restoration", "gdd-diffusers", "arxiv:2305.04457"],
+        datasets=datasets,
+        model_name=name if evaluations else None,
+        eval_results=evaluations or None,
+    )
+    text = CARD.format(
+        name=name,
+        picture=f"\n![{picture_text}]({picture})\n" if picture else "",
+        recipe=recipe.strip(),
+        training_data=training_data.strip(),
+        license=license,
+        results=measured,
+        limits=limits.strip(),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def build_repo(model: RealDenoisePipeline | str | os.PathLike, folder: str | os.PathLike, name: str):
+    """
+    Writes what a repo holds into an empty folder: weights in float32 and float16, configs, code and the card.
+
+    Nothing else gets in: of a folder given as `model`, the pipeline is loaded and saved anew, and only its card and
+    the pictures that the card shows are copied.
+
+    Args:
+        model: A pipeline, or the folder of one.
+        folder: Where the repo is written.
+        name (`str`): The repo's id, for the code in the card.
+    """
+    folder = Path(folder)
+    if isinstance(model, str | os.PathLike) and not Path(model).is_dir():
+        raise FileNotFoundError(f"There is no folder {model}.")
+    pipe = RealDenoisePipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
+    pipe.save_pretrained(folder)
+    # loaded and saved by diffusers, which knows the weights that a network wants to keep in float32
+    half = type(pipe.unet).from_pretrained(folder / "unet", dtype=torch.float16)
+    half.save_pretrained(folder / "unet", variant="fp16")
+
+    # Which file of the repo holds which class; and no trace of where the model came from
+    for file in folder.rglob("*.json"):
+        _edit_json(file, lambda config: config.pop("_name_or_path", None))
+    index = RealDenoisePipeline.load_config(folder)  # refuses what could not be loaded again
+    code = {
+        component: [COMPONENT_MODULES.get(index[component][1], "diffusers"), index[component][1]]
+        for component in ("unet", "scheduler")
+    }
+    code["_class_name"] = [PIPELINE_MODULES[0], RealDenoisePipeline.__name__]
+    _edit_json(folder / RealDenoisePipeline.config_name, lambda config: config.update(code))
+    for module in PIPELINE_MODULES:
+        shutil.copy(CODE / f"{module}.py", folder)
+    for component in ("unet", "scheduler"):
+        if code[component][0] in PIPELINE_MODULES:
+            shutil.copy(CODE / f"{code[component][0]}.py", folder / component)
+
+    # The card, and the pictures it shows
+    source = None if pipe is model else Path(model)
+    if source is None or not (source / "README.md").is_file():
+        card = str(model_card(name))
+    else:
+        card = (source / "README.md").read_text(encoding="utf-8")
+        title = re.search(r"^# (.+)$", card, re.MULTILINE)
+        if title:  # the code in a card of ours names the folder
+            card = card.replace(f'from_pretrained("{title[1]}"', f'from_pretrained("{name}"')
+            card = card.replace(f"--model {title[1]}\n", f"--model {name}\n")
+        for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card):
+            picture = (source / link).resolve()
+            if picture.is_file() and picture.is_relative_to(source.resolve()):
+                (folder / link).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, folder / link)
+    (folder / "README.md").write_text(_sign(card), encoding="utf-8")
+
+
+def _edit_json(file: Path, edit):
+    config = json.loads(file.read_text(encoding="utf-8"))
+    edit(config)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers ([0-9a-f]{16}) -->\n*$")
+
+
+def _sign(card: str) -> str:
+    """The card with a comment at its end that no longer fits once somebody changes it."""
+    card = SIGNATURE.sub("", card).rstrip()
+    return f"{card}\n\n<!-- published with gdd-diffusers {hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
+
+
+def check_repo(folder: str | os.PathLike):
+    """
+    Loads a folder in clean processes: with this package, without it by the folder's code, and its float16 variant.
+
+    Raises:
+        `RuntimeError`: When one of them fails or gives another picture.
+    """
+    pictures = {}
+    with tempfile.TemporaryDirectory() as home:
+        environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
+        environment |= {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "HF_HUB_OFFLINE": "1"}
+        for by in ("repo", "package"):
+            output = Path(home) / f"{by}.npy"
+            command = [sys.executable, "-c", LOAD, by, str(folder), str(output)]
+            process = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if process.returncode:
+                how = {"package": "with this package", "repo": "without this package, by its own code"}[by]
+                reason = process.stderr.strip().splitlines()[-1]
+                raise RuntimeError(f"The repo does not load {how}, so it was not published: {reason}")
+            pictures[by] = np.load(output)
+    by_code = np.abs(pictures["package"] - pictures["repo"]).max()
+    by_variant = np.abs(pictures["package"][0] - pictures["package"][1]).max()
+    if not (by_code == 0 and by_variant < 0.01):
+        raise RuntimeError(
+            f"The repo was not published: its own code changes pictures by {by_code:.2g}, its float16 weights by "
+            f"{by_variant:.2g} of white."
+        )
+
+
+def upload_repo(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    overwrite_card: bool = False,
+) -> CommitInfo:
+    """
+    Uploads a folder that [`build_repo`] has built, in one commit, which replaces the repo's folders `unet` and
+    `scheduler`.
+
+    Args:
+        folder: What [`build_repo`] has built.
+        repo_id, commit_message, private, token, create_pr, overwrite_card: See [`publish`].
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.repo_info(repo_id)
+        if private and not info.private:
+            raise ValueError(f"{repo_id} exists and is public; make it private on its page first.")
+        keep_card = False
+        if not overwrite_card and "README.md" in {file.rfilename for file in info.siblings}:
+            card = Path(api.hf_hub_download(repo_id, "README.md", revision=info.sha)).read_text(encoding="utf-8")
+            keep_card = _sign(card) != card
+        if keep_card:
+            logger.warning(f"The card of {repo_id} was written or changed on the Hub, so it stays as it is there.")
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or f"Upload {RealDenoisePipeline.__name__}",
+            parent_commit=info.sha,  # what changes there meanwhile is not overwritten
+            create_pr=create_pr,
+            ignore_patterns=["README.md"] if keep_card else None,
+            delete_patterns=["unet/*", "scheduler/*"],
+        )
+    except Exception as error:  # the client raises errors of its own, and those of the HTTP library under it
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise
+        raise OSError(f"Could not publish {repo_id}: {hub_error_reason(error)}") from error
+
+
+def publish(model: RealDenoisePipeline | str | os.PathLike, repo_id: str, **kwargs) -> CommitInfo:
+    """
+    Publishes a pipeline as a repo that anyone can load, with this package or without it.
+
+    The repo is built, loaded in clean processes, and only then uploaded, in one commit. A card that was changed on the
+    Hub since it was last published stays.
+
+    Args:
+        model: A pipeline, or the folder of one, whose card is published with it.
+        repo_id (`str`): `ORG/NAME`. Created if there is none.
+        commit_message (`str`, *optional*): The commit's first line.
+        private (`bool`, *optional*): Whether a new repo is private; the organisation's default if not given.
+        token (`str`, *optional*): That of `hf auth login` if not given.
+        create_pr (`bool`, defaults to `False`): Open a pull request instead of changing `main`.
+        overwrite_card (`bool`, defaults to `False`): Replace the card even if somebody changed it on the Hub.
+
+    Raises:
+        `ValueError`: When the model cannot be published, or the repo is public and should be private.
+        `RuntimeError`: When the repo does not load as it must; nothing has been uploaded.
+        `OSError`: When the Hub does not take it, in one sentence that says why.
+    """
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"A repo is named ORG/NAME, with your own name for ORG if it is yours, not {repo_id}.")
+    with tempfile.TemporaryDirectory() as folder:
+        build_repo(model, folder, repo_id)
+        check_repo(folder)
+        return upload_repo(folder, repo_id, **kwargs)
