@@ -91,6 +91,16 @@ def test_pictures_of_a_batch_differ_in_camera_and_light():
     assert clean.mean((2, 3)).std() > 0.05
 
 
+def test_mixed_leaves_a_third_of_the_clean_pictures_as_sharp_as_they_came():
+    photos = (torch.arange(64) % 2).expand(64, 3, 64, 64) * 0.2 + 0.4
+    contrast = {}
+    for preset in ("phone", "mixed"):
+        clean = CameraNoise(preset)(photos, generator())[0][..., 8:-8, 8:-8]
+        contrast[preset] = clean.diff(dim=-1).abs().mean((1, 2, 3)) / clean.mean((1, 2, 3))
+    sharp = contrast["phone"].max() * 1.2
+    assert 0.2 < (contrast["mixed"] > sharp).float().mean() < 0.5
+
+
 def test_a_few_percent_of_pairs_are_without_noise_unless_iso_is_given():
     photos = scenes(16, 16).repeat(50, 1, 1, 1)
     clean, noisy = CameraNoise("phone")(photos, generator())
