@@ -1,0 +1,449 @@
+"""The real client of the Hub, in processes of its own, against a small Hub on this machine."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline, make_unet
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from hub_server import TOKEN, Fault, Hub, Repo
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from gdd_diffusers import RealDenoisePipeline, cli
+from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
+
+
+CODE = ["pipeline_real_denoise.py", "scheduling_interpolation.py", "tiling.py", "unet_local.py"]
+
+# What every client begins with: `run(pipe)` gives three steps on a picture of several tiles.
+CLIENT = """
+import json, sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+picture = torch.from_numpy(np.random.default_rng(0).random((1, 3, 90, 101), np.float32))
+def run(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(picture, num_inference_steps=3, output_type="np").images
+"""
+
+PUBLISH = """
+import logging
+from pathlib import Path
+from gdd_diffusers import RealDenoisePipeline, cli, hub
+from typer.testing import CliRunner
+
+warned = []
+logging.getLogger("gdd_diffusers.hub").addFilter(lambda record: warned.append(record.getMessage()))
+
+# A folder by the command
+folder, files = sys.argv[1:]
+result = CliRunner().invoke(cli.app, ["publish", folder, "org/gdd"])
+print(json.dumps({"command": result.output, "code": result.exit_code}))
+
+# A pipeline
+pipe = RealDenoisePipeline.from_pretrained(folder)
+commit = pipe.push_to_hub("org/pushed", private=True)
+print(json.dumps({"pushed": commit.oid}))
+
+# Again and again: the parts that have been checked above, without the check
+def upload(card, **kwargs):
+    Path(folder, "README.md").write_text(card)
+    hub.build_repo(folder, files, "org/again")
+    return hub.upload_repo(files, "org/again", **kwargs).oid
+
+print(json.dumps([upload("# First"), upload("# Second")]))
+input()  # somebody edits the card there
+print(json.dumps([upload("# Third")]))
+print(json.dumps([upload("# Fourth", overwrite_card=True)]))
+for kwargs in ({"private": True}, {"token": "hf_wrong"}):
+    try:
+        upload("# Fifth", **kwargs)
+    except (OSError, ValueError) as error:
+        print(json.dumps([str(error)]))
+print(json.dumps({"warnings": warned}))
+"""
+
+WITH_PACKAGE = """
+from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
+load, (sha, output, *cases) = RealDenoisePipeline.from_pretrained, sys.argv[1:]
+np.savez(
+    output,
+    main=run(load("org/gdd")),
+    pinned=run(load("org/gdd", revision=sha)),
+    cpu=run(load("org/gdd", device_map="cpu")),
+    private=run(load("org/private", token="hf_" + "t" * 34)),
+    fp16=run(load("org/gdd", variant="fp16", dtype=torch.float16)),
+    dropped=run(load("org/dropped")),
+    evil=run(load("org/evil")),
+)
+scheduler = InterpolationScheduler.from_pretrained("org/gdd", subfolder="scheduler")
+pipe = load("org/gdd")
+pipe.scheduler = InterpolationScheduler.from_config(scheduler.config, step_rule="origin")
+said = {"scheduler": type(scheduler).__name__, "rules": np.abs(run(pipe) - run(load("org/gdd"))).max() > 0}
+
+def attempt(name, **kwargs):
+    try:
+        load(name, **kwargs)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+for name in cases:
+    repo, _, revision = name.partition("@")
+    said[name] = attempt(repo, revision=revision or None)
+for name in ("org/cut", "org/corrupt"):  # the second time it goes well
+    said[name + " again"] = attempt(name)
+try:
+    DiffusionPipeline.from_pretrained("org/evil")
+except ValueError as error:
+    said["org/evil without trust"] = str(error)
+print(json.dumps(said, default=bool))
+"""
+
+WITHOUT_PACKAGE = """
+sys.modules["gdd_diffusers"] = None
+def load(**kwargs):
+    return DiffusionPipeline.from_pretrained("org/gdd", trust_remote_code=True, **kwargs)
+sha, output = sys.argv[1:]
+pipe = load()
+np.savez(
+    output, main=run(pipe), pinned=run(load(revision=sha)), fp16=run(load(variant="fp16", dtype=torch.float16))
+)
+try:
+    pipe.push_to_hub("org/copy")
+except ImportError as error:
+    print(json.dumps([type(pipe).__module__, pipe.receptive_field, str(error)]))
+"""
+
+OFFLINE = """
+from gdd_diffusers import RealDenoisePipeline
+load, (sha, output) = RealDenoisePipeline.from_pretrained, sys.argv[1:]
+np.savez(
+    output,
+    main=run(load("org/gdd")),
+    pinned=run(load("org/gdd", revision=sha)),
+    local=run(load("org/gdd", local_files_only=True)),
+    fp16=run(load("org/gdd", variant="fp16", dtype=torch.float16)),
+)
+try:
+    load("org/pushed")
+except OSError as error:
+    print(json.dumps(str(error)))
+"""
+
+EVIL = 'from pathlib import Path\n\nPath("{marker}").touch()\n\n\nclass {name}:\n    pass\n'
+
+
+class World:
+    """The Hub, what was published to it, and clients."""
+
+    def __init__(self, hub: Hub, folder: Path):
+        self.hub, self.folder = hub, folder
+        self.model = folder / "my-gdd"
+        torch.manual_seed(0)
+        self.pipe = make_pipeline(tile_size=64, tile_overlap=32)
+        self.pipe.save_pretrained(self.model)
+        model_card("my-gdd", license="apache-2.0", picture="before_after.png").save(self.model / "README.md")
+        for name in ("before_after.png", "private.png", "unet/optimizer.bin", "checkpoint-1/optimizer.bin"):
+            (self.model / name).parent.mkdir(exist_ok=True)
+            (self.model / name).write_bytes(b"bytes")
+
+    def client(self, script: str, *arguments, home="home", **environment) -> subprocess.Popen:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        # without xet, which is another server; OMP_NUM_THREADS: results to the bit whatever runs beside
+        settings = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+        settings |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / home), "NO_PROXY": "127.0.0.1"}
+        return subprocess.Popen(
+            [sys.executable, "-c", CLIENT + script, *map(str, arguments)],
+            env=kept | settings | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, client: subprocess.Popen) -> list:
+        output, errors = client.communicate()
+        assert client.returncode == 0, errors
+        self.errors = errors
+        return [json.loads(line) for line in output.splitlines()]
+
+    def files(self, name: str) -> dict[str, bytes]:
+        return self.hub.repos[name].commits[self.hub.repos[name].sha]
+
+    @property
+    def expected(self) -> np.ndarray:
+        picture = torch.from_numpy(np.random.default_rng(0).random((1, 3, 90, 101), np.float32))
+        return self.pipe(picture, num_inference_steps=3, output_type="np").images
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with Hub() as hub:
+        yield World(hub, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def author(world):
+    """What somebody said and saw who published; `world.hub` then holds org/gdd, org/pushed and org/again."""
+    client = world.client(PUBLISH, world.model, world.folder / "files", home="author", HF_TOKEN=TOKEN)
+    said = [json.loads(client.stdout.readline()) for _ in range(3)]
+    repo = world.hub.repos["org/again"]
+    edited = dict(world.files("org/again"))
+    edited["README.md"] = edited["README.md"].replace(b"# Second", b"# Second, by hand")
+    edited["unet/diffusion_pytorch_model.bin"] = b"an old pickle"
+    edited["handler.py"] = b"pass"
+    repo.commit(edited)
+    client.stdin.write("\n")
+    return said + world.finish(client)
+
+
+@pytest.fixture(scope="module")
+def reader(world, author):
+    """What somebody with the package got and was told who read repos, good and bad."""
+    hub, good = world.hub, world.files("org/gdd")
+    marker = world.folder / "evil-was-here"
+
+    def put(name, changes=None, without=(), private=False):
+        hub.repos[name] = Repo(private)
+        hub.repos[name].commit({k: v for k, v in (good | (changes or {})).items() if k not in without})
+
+    def evil_index(**changes):
+        index = json.loads(good["model_index.json"]) | {"_class_name": ["evil", "RealDenoisePipeline"]} | changes
+        index |= {"extra": ["evil", "Evil"]}
+        code = {name: "RealDenoisePipeline" for name in ("evil.py", "pipeline_real_denoise.py")}
+        code |= {
+            "unet/evil.py": "LocalUNet2DModel",
+            "scheduler/evil.py": index["scheduler"][1],
+            "extra/evil.py": "Evil",
+        }
+        files = {path: EVIL.format(marker=marker, name=name).encode() for path, name in code.items()}
+        return files | {"model_index.json": json.dumps(index).encode()}
+
+    put("org/private", private=True)
+    for name in ("dropped", "cut", "corrupt", "broken"):
+        put(f"org/{name}")
+    weights = [f"unet/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16")]
+    put("org/pickle", {"unet/diffusion_pytorch_model.bin": b"a pickle"}, without=weights)
+    classes = {"unet": ["evil", "LocalUNet2DModel"]}
+    put("org/evil", evil_index(scheduler=["evil", "InterpolationScheduler"], **classes))
+    put("org/other", evil_index(scheduler=["evil", "EvilScheduler"], **classes))
+
+    def weights_of(name):
+        return f"{name}/resolve/{hub.repos[name].sha}/{weights[0]}"
+
+    hub.faults = [
+        Fault(weights_of("org/dropped"), drop_after=100_000, times=1),
+        Fault(weights_of("org/cut"), drop_after=0, times=6),  # and all retries
+        Fault(weights_of("org/corrupt"), corrupt=True, times=1),
+        Fault("org/broken", status=503),
+    ]
+    output = world.folder / "reader.npz"
+    cases = ["org/pushed", "org/missing", "org/gdd@nope", "org/cut", "org/corrupt", "org/broken", "org/pickle"]
+    cases += ["org/other", "not-a-folder/of/mine"]
+    (said,) = world.finish(world.client(WITH_PACKAGE, hub.repos["org/gdd"].sha, output, *cases))
+    assert not marker.exists()
+    return dict(np.load(output)), said
+
+
+def test_published_by_the_command(world, author):
+    assert author[0] == {"command": f"{world.hub.url}/org/gdd/commit/{world.hub.repos['org/gdd'].sha}\n", "code": 0}
+    assert len(world.hub.repos["org/gdd"].commits) == 2  # that of the new repo, and one
+    assert sorted(world.files("org/gdd")) == sorted(
+        [".gitattributes", "README.md", "before_after.png", "model_index.json", "unet/config.json", *CODE]
+        + ["scheduler/scheduler_config.json", "scheduler/scheduling_interpolation.py", "unet/unet_local.py"]
+        + ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    )
+    assert b'from_pretrained("org/gdd")' in world.files("org/gdd")["README.md"]
+
+
+def test_published_pipeline_is_the_same_repo_and_private(world, author):
+    assert author[1] == {"pushed": world.hub.repos["org/pushed"].sha}
+    assert world.hub.repos["org/pushed"].private and not world.hub.repos["org/gdd"].private
+    pushed, published = world.files("org/pushed"), world.files("org/gdd")
+    assert all(pushed[path] == published[path] for path in pushed if path != "README.md")
+
+
+def test_nothing_of_the_author_is_published(world, author):
+    for name in ("org/gdd", "org/pushed", "org/again"):
+        for path, content in world.files(name).items():
+            for secret in (TOKEN, str(world.folder), str(Path.home()), str(Path.cwd()), "/tmp/"):
+                assert secret.encode() not in content
+            assert "_name_or_path" not in (json.loads(content) if path.endswith(".json") else {})
+
+
+def test_card_is_replaced_unless_somebody_edited_it(world, author):
+    again = world.hub.repos["org/again"].commits
+    first, second, third, fourth = (again[sha]["README.md"] for line in author[2:5] for sha in line)
+    assert first.startswith(b"# First") and second.startswith(b"# Second\n") and fourth.startswith(b"# Fourth")
+    assert third.startswith(b"# Second, by hand")
+    assert author[-1] == {
+        "warnings": ["The card of org/again was written or changed on the Hub, so it stays as it is there."]
+    }
+
+
+def test_old_weights_go_and_other_files_stay(world, author):
+    files = world.hub.repos["org/again"].commits[author[3][0]]
+    assert "unet/diffusion_pytorch_model.bin" not in files and "handler.py" in files
+
+
+def test_what_the_hub_refuses_is_said(author):
+    assert author[5] == ["org/again exists and is public; make it private on its page first."]
+    assert author[6] == [
+        "Could not publish org/again: your token does not allow it, or there is none; log in with `hf auth login` or "
+        "pass another `token`."
+    ]
+
+
+@pytest.mark.parametrize("case", ["main", "pinned", "cpu", "private", "dropped", "evil"])
+def test_loaded_with_the_package(world, reader, case):
+    assert np.array_equal(reader[0][case], world.expected)
+
+
+def test_half_precision_differs_by_its_rounding(world, reader):
+    difference = np.abs(reader[0]["fp16"] - world.expected).max()
+    assert 0 < difference < 0.01
+
+
+def test_scheduler_alone_and_another_rule(reader):
+    assert reader[1]["scheduler"] == "InterpolationScheduler" and reader[1]["rules"] is True
+
+
+def test_dropped_connection_is_resumed(world, reader):
+    ranges = [r for _, path, r in world.hub.requests if path.startswith("/org/dropped/resolve") and r]
+    assert ranges == ["bytes=100000-"]
+
+
+@pytest.mark.parametrize(
+    "case, message",
+    {
+        "org/pushed": "there is no such repo, or it is private; log in with `hf auth login` or pass a `token`",
+        "org/missing": "there is no such repo, or it is private",
+        "org/gdd@nope": "it has no such revision",
+        "org/cut": "peer closed connection",
+        "org/cut again": None,
+        "org/corrupt": "arrived damaged: the sha256 of diffusion_pytorch_model.safetensors is",
+        "org/corrupt again": None,
+        "org/broken": "the Hub answered with HTTP status 503; try again later",
+        "org/pickle": "has no weights diffusion_pytorch_model.safetensors in its folder `unet`; pickled ones are",
+        "org/other": "its `scheduler` is EvilScheduler, not InterpolationScheduler",
+        "not-a-folder/of/mine": "neither a valid local path nor a valid repo id",
+        "org/evil without trust": "trust_remote_code=True",
+    }.items(),
+)
+def test_what_is_wrong_with_a_repo_is_said(reader, case, message):
+    said = reader[1][case]
+    assert said is None if message is None else message in said
+    assert message is None or case == "org/evil without trust" or "\n" not in said
+
+
+def test_no_half_file_is_kept(world, reader):
+    blobs = [path for path in (world.folder / "home").rglob("*") if path.is_file() and path.parent.name == "blobs"]
+    assert blobs and not [path for path in blobs if path.suffix == ".incomplete"]
+    assert not [path for path in (world.folder / "home").rglob("*.py") if "snapshots" in path.parts]
+
+
+def test_offline_from_the_cache(world, reader):
+    before = len(world.hub.requests)
+    output = world.folder / "offline.npz"
+    client = world.client(OFFLINE, world.hub.repos["org/gdd"].sha, output, HF_HUB_OFFLINE="1")
+    assert world.finish(client) == [
+        "Could not get org/pushed from the Hub: it is not all in the cache, and the Hub cannot be reached."
+    ]
+    assert len(world.hub.requests) == before
+    loaded = np.load(output)
+    assert all(np.array_equal(loaded[name], world.expected) for name in ("main", "pinned", "local"))
+    assert np.array_equal(loaded["fp16"], reader[0]["fp16"])
+
+
+def test_loaded_without_the_package(world, reader):
+    output = world.folder / "without.npz"
+    client = world.client(WITHOUT_PACKAGE, world.hub.repos["org/gdd"].sha, output, home="stranger")
+    ((module, receptive_field, refusal),) = world.finish(client)
+    assert module.startswith("diffusers_modules.") and "gdd-diffusers" in refusal
+    assert receptive_field == world.pipe.receptive_field  # so tiles are cut and joined in the same way
+    loaded = np.load(output)
+    assert all(np.array_equal(loaded[name], world.expected) for name in ("main", "pinned"))
+    assert np.array_equal(loaded["fp16"], reader[0]["fp16"])
+
+
+def test_dry_run_uploads_nothing(world):
+    before = len(world.hub.requests)
+    result = CliRunner().invoke(cli.app, ["publish", str(world.model), "org/dry", "--dry-run"])
+    assert result.exit_code == 0 and "pipeline_real_denoise.py" in result.output
+    assert len(world.hub.requests) == before and "org/dry" not in world.hub.repos
+
+
+def test_a_repo_that_does_not_load_is_refused(pipe, tmp_path):
+    build_repo(pipe, tmp_path, "org/gdd")
+    (tmp_path / "tiling.py").unlink()
+    with pytest.raises(RuntimeError, match="does not load without this package.*tiling"):
+        check_repo(tmp_path)
+
+
+def test_names_are_checked_first(pipe, tmp_path):
+    with pytest.raises(ValueError, match="A repo is named ORG/NAME"):
+        publish(pipe, "gdd")
+    with pytest.raises(ValueError, match="Repo id must use"):
+        publish(pipe, "org/what is this")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        publish(tmp_path / "nothing", "org/gdd")
+
+
+@pytest.mark.parametrize("cls", [UNet2DModel, None])
+def test_repo_loads_from_its_folder_with_the_same_bits(pipe, plain_pipe, cls, tmp_path):
+    source = plain_pipe if cls else pipe
+    build_repo(source, tmp_path, "org/gdd")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["unet"] == (["diffusers", "UNet2DModel"] if cls else ["unet_local", "LocalUNet2DModel"])
+    loaded = RealDenoisePipeline.from_pretrained(tmp_path)
+    assert type(loaded.unet) is type(source.unet)
+    again = loaded.unet.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in source.unet.state_dict().items())
+    assert source.unet.dtype == torch.float32  # not halved for the variant
+    half = RealDenoisePipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+    assert half.unet.dtype == torch.float16
+
+
+def test_a_pipeline_that_could_not_be_loaded_is_refused(tmp_path):
+    pipe = RealDenoisePipeline(make_unet(), FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="`scheduler` is FlowMatchEulerDiscreteScheduler"):
+        build_repo(pipe, tmp_path, "org/gdd")
+
+
+def test_card_has_its_sections_and_results(tmp_path):
+    card = model_card(
+        "org/gdd",
+        license="apache-2.0",
+        recipe="Ten minutes.",
+        training_data="Sixty pictures.\n\n- one by A, CC0",
+        datasets=["org/pictures"],
+        results=[
+            Result("Kodak, sigma 25", "PSNR (dB)", 20.456, 30.123),
+            Result("Kodak, sigma 25", "SSIM", 0.5, 0.91234),
+        ],
+        commands=["python examples/evaluate.py"],
+        limits="Text blurs.",
+        picture="before_after.png",
+    )
+    card.save(tmp_path / "README.md")
+    card = ModelCard.load(tmp_path / "README.md")
+    headings = ["Usage", "Recipe", "Training data", "Results", "Limits", "Citation"]
+    assert re.findall(r"^## (.+)$", card.text, re.MULTILINE) == headings
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "image-to-image")
+    assert data.datasets == ["org/pictures"]
+    measured = [(r.dataset_name, r.dataset_type, r.metric_type, r.metric_value) for r in data.eval_results]
+    assert measured == [
+        ("Kodak, sigma 25", "kodak-sigma-25", "psnr", 30.12),
+        ("Kodak, sigma 25", "kodak-sigma-25", "ssim", 0.9123),
+    ]
+    for words in ("| Kodak, sigma 25 | PSNR (dB) | 20.46 | 30.12 |", "Ten minutes.", "one by A, CC0", "Text blurs."):
+        assert words in card.text
+    assert "![Noisy, and denoised](before_after.png)" in card.text and "python examples/evaluate.py" in card.text
