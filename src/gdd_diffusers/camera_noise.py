@@ -1,7 +1,3 @@
-# Copyright 2026 The gdd-diffusers authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance
-# with the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
 """From a clean photograph to the noisy one that a camera would have recorded of the same scene.
 
 The photograph is undone to what a sensor saw (Brooks et al., "Unprocessing images for learned raw denoising", CVPR
