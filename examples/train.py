@@ -389,4 +389,7 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (ValueError, OSError, ArithmeticError) as error:
-        sys.exit(f"train.py: {error}")
+        text = str(error)
+        if text.startswith("Caught "):  # in a worker, with its whole traceback: the sentence comes last
+            text = text.rstrip().splitlines()[-1].partition(": ")[2]
+        sys.exit(f"train.py: {text}")

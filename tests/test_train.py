@@ -3,6 +3,7 @@ import os
 import re
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -476,7 +477,17 @@ def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data
         run(data, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
 
 
-def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch, capsys):
+def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path)])
     with pytest.raises(SystemExit, match=f"^train.py: No pictures were found in {tmp_path}"):
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+
+
+def test_only_the_sentence_is_printed_of_what_a_worker_met(data, tmp_path, monkeypatch):
+    shutil.copytree(data / "photos", tmp_path / "photos")
+    for name in ("0.png", "1.png"):
+        (tmp_path / "photos" / name).write_bytes(b"not a picture")
+    words = arguments(data, tmp_path / "out", clean_dir=tmp_path / "photos", dataloader_num_workers=1)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(SystemExit, match=r"^train.py: 2 of 5 pictures cannot be read, which is more than 1%: [^\n]*$"):
         runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
