@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import make_pipeline, make_unet
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from hub_server import TOKEN, Fault, Hub, Repo
 from huggingface_hub import ModelCard
+from PIL import Image
 from typer.testing import CliRunner
 
 from gdd_diffusers import RealDenoisePipeline, cli
@@ -37,6 +40,7 @@ PUBLISH = """
 import logging
 from pathlib import Path
 from gdd_diffusers import RealDenoisePipeline, cli, hub
+from PIL import Image
 from typer.testing import CliRunner
 
 warned = []
@@ -227,9 +231,13 @@ def reader(world, author):
         return files | {"model_index.json": json.dumps(index).encode()}
 
     put("org/private", private=True)
-    for name in ("dropped", "cut", "corrupt", "broken"):
+    for name in ("cut", "corrupt", "broken"):
         put(f"org/{name}")
     weights = [f"unet/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16")]
+    # the client writes, and so can resume after, pieces of 10 MiB; a header can be as long as one wants
+    long = safetensors.torch.load(good[weights[0]])
+    long = safetensors.torch.save(long, {"format": "pt", "padding": " " * 11_000_000})
+    put("org/dropped", {weights[0]: long})
     put("org/pickle", {"unet/diffusion_pytorch_model.bin": b"a pickle"}, without=weights)
     classes = {"unet": ["evil", "LocalUNet2DModel"]}
     put("org/evil", evil_index(scheduler=["evil", "InterpolationScheduler"], **classes))
@@ -239,7 +247,7 @@ def reader(world, author):
         return f"{name}/resolve/{hub.repos[name].sha}/{weights[0]}"
 
     hub.faults = [
-        Fault(weights_of("org/dropped"), drop_after=100_000, times=1),
+        Fault(weights_of("org/dropped"), drop_after=10_700_000, times=1),
         Fault(weights_of("org/cut"), drop_after=0, times=6),  # and all retries
         Fault(weights_of("org/corrupt"), corrupt=True, times=1),
         Fault("org/broken", status=503),
@@ -317,7 +325,7 @@ def test_scheduler_alone_and_another_rule(reader):
 
 def test_dropped_connection_is_resumed(world, reader):
     ranges = [r for _, path, r in world.hub.requests if path.startswith("/org/dropped/resolve") and r]
-    assert ranges == ["bytes=100000-"]
+    assert ranges == [f"bytes={10 * 2**20}-"]
 
 
 @pytest.mark.parametrize(
@@ -447,3 +455,52 @@ def test_card_has_its_sections_and_results(tmp_path):
     for words in ("| Kodak, sigma 25 | PSNR (dB) | 20.46 | 30.12 |", "Ten minutes.", "one by A, CC0", "Text blurs."):
         assert words in card.text
     assert "![Noisy, and denoised](before_after.png)" in card.text and "python examples/evaluate.py" in card.text
+
+
+def test_example_writes_the_card_of_a_trained_model(world, tmp_path, monkeypatch, capsys):
+    results = [
+        {
+            "name": "kitchen",
+            "pictures": ["a", "b"],
+            "methods": [
+                {"name": "noisy input", "model": None, "variant": None, "figures": {"psnr": 20.0, "ssim": 0.5}},
+                {
+                    "name": "gdd",
+                    "model": str(world.model),
+                    "variant": "1 step",
+                    "figures": {"psnr": 30.0, "ssim": 0.9},
+                },
+                {"name": "other", "model": "elsewhere", "variant": "1 step", "figures": {"psnr": 9.0, "ssim": 0.1}},
+            ],
+        }
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "card.toml").write_text('license = "cc0-1.0"\nlimits = """\nText blurs.\n"""')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "noisy.png"
+    )
+    options = ["--card", tmp_path / "card.toml", "--results", tmp_path / "results.json"]
+    options += ["--picture", tmp_path / "noisy.png", "--card_only"]
+
+    def launch():
+        arguments = ["publish.py", world.model, "org/gdd", *options]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+        runpy.run_path(str(Path(__file__).parents[1] / "examples" / "publish.py"), run_name="__main__")
+
+    kept = (world.model / "README.md").read_text()
+    launch()
+    card = ModelCard.load(world.model / "README.md")
+    assert card.data.license == "cc0-1.0" and "Text blurs." in card.text
+    assert [r.metric_value for r in card.data.eval_results] == [30.0, 0.9]
+    assert "![Noisy, and denoised](before_after.png)" in card.text
+    assert Image.open(world.model / "before_after.png").width == 2 * 64 + 8
+
+    (tmp_path / "card.toml").write_text('licence = "cc0-1.0"')
+    with pytest.raises(SystemExit, match="may hold .* not licence"):
+        launch()
+    (tmp_path / "card.toml").write_text("")
+    results[0]["methods"].pop(1)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="has no figures of the model"):
+        launch()
+    (world.model / "README.md").write_text(kept)

@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Write the model card of a trained model from what you know and have measured, then publish it.
+
+    python examples/publish.py my-gdd org/my-gdd --card card.toml --results results.json --picture noisy.jpg
+
+card.toml holds what only you can know, in Markdown: `license`, `recipe`, `training_data`, `limits`, and the lists
+`datasets` (on the Hub) and `commands` (that measured the results). Without --card, the folder's own card is published;
+`gdd publish` does just that.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gdd_diffusers import RealDenoisePipeline
+from gdd_diffusers.comparison import compare
+from gdd_diffusers.hub import Result, model_card, publish
+from gdd_diffusers.image_files import read_image
+
+
+CARD_KEYS = {"license", "recipe", "training_data", "limits", "datasets", "commands"}
+METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="The model, as train.py writes it.")
+    parser.add_argument("repo_id", help="ORG/NAME on the Hub.")
+    parser.add_argument("--card", type=Path, help="Write the folder's card anew, with what this TOML file says.")
+    parser.add_argument("--results", type=Path, help="results.json of evaluate.py, for the card.")
+    parser.add_argument("--picture", type=Path, help="A noisy photograph, for the card to show before and after.")
+    parser.add_argument("--card_only", action="store_true", help="Write the card, and publish nothing.")
+    parser.add_argument("--private", action="store_true", help="Make a new repo private.")
+    parser.add_argument("--overwrite_card", action="store_true", help="Even if somebody changed it on the Hub.")
+    args = parser.parse_args(argv)
+    if not args.folder.is_dir():
+        parser.error(f"there is no folder {args.folder}.")
+    if not args.card and (args.results or args.picture or args.card_only):
+        parser.error("--results, --picture and --card_only need --card, to write the folder's card anew.")
+    return args
+
+
+def read_results(file: Path, folder: Path) -> list[Result]:
+    """What evaluate.py has measured of the model in this folder."""
+    results = []
+    for part in json.loads(file.read_text(encoding="utf-8")):
+        noisy = next(method["figures"] for method in part["methods"] if method["name"] == "noisy input")
+        for method in part["methods"]:
+            if method["model"] and Path(method["model"]).resolve() == folder.resolve() and "figures" in method:
+                dataset = f"{part['name']}, {len(part['pictures'])} pictures, {method['variant']}"
+                for key in [key for key in METRICS if key in noisy]:
+                    results.append(Result(dataset, METRICS[key], noisy[key], method["figures"][key]))
+    if not results:
+        raise ValueError(f"{file} has no figures of the model {folder}.")
+    return results
+
+
+def write_picture(file: Path, noisy_file: Path, folder: Path):
+    pixels = read_image(noisy_file).pixels
+    if pixels.dtype == np.uint16:
+        pixels = (pixels // 257).astype(np.uint8)
+    noisy = Image.fromarray(pixels.squeeze())
+    compare({"noisy": noisy, "denoised": RealDenoisePipeline.from_pretrained(folder)(noisy).images[0]}).save(file)
+
+
+def main(args):
+    if args.card:
+        known = tomllib.loads(args.card.read_text(encoding="utf-8"))
+        unknown = sorted(set(known) - CARD_KEYS)
+        if unknown:
+            raise ValueError(f"{args.card} may hold {', '.join(sorted(CARD_KEYS))}, not {', '.join(unknown)}.")
+        if args.results:
+            known["results"] = read_results(args.results, args.folder)
+        if args.picture:
+            known["picture"] = "before_after.png"
+            write_picture(args.folder / known["picture"], args.picture, args.folder)
+        model_card(args.repo_id, **known).save(args.folder / "README.md")
+        print(f"Wrote {args.folder / 'README.md'}")
+    if not args.card_only:
+        commit = publish(args.folder, args.repo_id, private=args.private or None, overwrite_card=args.overwrite_card)
+        print(f"Published {commit.commit_url}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    try:
+        main(parse_args())
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"publish.py: {error}")
