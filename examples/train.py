@@ -31,14 +31,15 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo
 from tqdm.auto import tqdm
-from training.card import write_card
+from training.card import training_card
 from training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, stop_signals
 from training.validation import held_out_pairs, validate
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
 from gdd_diffusers.camera_noise import CameraNoise
+from gdd_diffusers.hub import publish
 from gdd_diffusers.paired_data import (
     Source,
     TrainingBatches,
@@ -120,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--report_to", default="tensorboard", help="Any tracker of accelerate, or none.")
     add("--license", default="unknown", help="Of the weights, for the model card.")
     add("--push_to_hub", action="store_true")
-    add("--hub_model_id", help="Default: the output folder's name.")
+    add("--hub_model_id", help="ORG/NAME.")
     add("--hub_private_repo", action="store_true")
     return parser
 
@@ -140,6 +141,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("--streaming is for --dataset_name, read by at most one worker.")
     if args.pretrained_model and args.prediction_type:
         parser.error("--pretrained_model comes with its own prediction type; leave --prediction_type out.")
+    if args.push_to_hub and "/" not in (args.hub_model_id or ""):
+        parser.error("--push_to_hub needs --hub_model_id ORG/NAME.")
     if find_checkpoints(args.output_dir) and not args.resume_from_checkpoint:
         parser.error(f"{args.output_dir} holds checkpoints: go on with --resume_from_checkpoint latest, or elsewhere.")
     return args
@@ -217,8 +220,7 @@ def main(args) -> tuple[float, float]:
     """Train, and return the speed of each process in Mpx/s and the share of the time that it waited for data."""
     started = time.monotonic()
     output_dir = Path(args.output_dir)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
@@ -229,9 +231,7 @@ def main(args) -> tuple[float, float]:
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
     if args.push_to_hub and is_main:  # first, since a missing login should not be found at the end
-        repo_id = create_repo(
-            args.hub_model_id or output_dir.name, private=args.hub_private_repo or None, exist_ok=True
-        ).repo_id
+        create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
 
     # 1. Data
     sources, validation_pairs = load_data(args)
@@ -300,7 +300,7 @@ def main(args) -> tuple[float, float]:
             with averaged_weights(ema, pipeline.unet):
                 pipeline.save_pretrained(partial)
             data = "; ".join(describe(source, args) for source in sources)
-            write_card(partial / "README.md", args, step, data, len(validation_pairs), validations)
+            training_card(args, step, data, len(validation_pairs), validations).save(partial / "README.md")
             for file in [path for path in partial.rglob("*") if path.is_file()]:
                 target = output_dir / file.relative_to(partial)
                 target.parent.mkdir(exist_ok=True)
@@ -376,11 +376,7 @@ def main(args) -> tuple[float, float]:
 
     # 5. Publish
     if args.push_to_hub and is_main:
-        upload_folder(
-            repo_id=repo_id,
-            folder_path=output_dir,
-            allow_patterns=["model_index.json", "README.md", "unet/*", "scheduler/*"],
-        )
+        publish(output_dir, args.hub_model_id, private=args.hub_private_repo or None)
     accelerator.end_training()
     return speed, waiting
 

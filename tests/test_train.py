@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
+from hub_server import TOKEN, Hub
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -393,12 +394,21 @@ def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
         torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
 
 
-def test_accelerate_launches_it(data, tmp_path):
-    options = script(data, tmp_path, max_train_steps=2)
+def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
+    options = script(data, tmp_path / "out", max_train_steps=2, push_to_hub=True, hub_model_id="org/trained")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options)
+    with Hub() as hub:
+        options["env"] |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
+        options["env"] |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+        process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options)
     assert process.returncode == 0, process.stdout.decode()
-    RealDenoisePipeline.from_pretrained(tmp_path)
+    repo = hub.repos["org/trained"]
+    files = repo.commits[repo.sha]
+    assert {"model_index.json", WEIGHTS, "unet_local.py", "README.md"} <= files.keys()
+    assert files[WEIGHTS] == (tmp_path / "out" / WEIGHTS).read_bytes()
+    assert not any("checkpoint" in name or "log" in name for name in files)
+    assert b"--max_train_steps 2" in files["README.md"]
+    assert str(tmp_path).encode() not in files["README.md"]
 
 
 # What goes wrong
@@ -412,6 +422,7 @@ def test_accelerate_launches_it(data, tmp_path):
         ({"weights": "1 2"}, "--weights needs one number above 0 for each source, 1 in all"),
         ({"weights": "0"}, "--weights needs one number above 0"),
         ({"streaming": True}, "--streaming is for --dataset_name"),
+        ({"push_to_hub": True, "hub_model_id": "gdd"}, "--push_to_hub needs --hub_model_id ORG/NAME"),
         ({"pretrained_model": "a", "prediction_type": "sample"}, "comes with its own prediction type"),
         ({"max_train_steps": 0}, "--max_train_steps: must be a whole number from 1, not 0"),
         ({"checkpointing_steps": "x"}, "--checkpointing_steps: must be a whole number from 1, not x"),
