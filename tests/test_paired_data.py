@@ -287,6 +287,19 @@ def test_more_than_one_percent_unreadable_is_an_error(clean_dir):
         [batches[k] for k in range(10)]
 
 
+def test_the_one_picture_there_is_must_be_readable(tmp_path):
+    save(tmp_path / "photos" / "0.png")
+    break_file(tmp_path / "photos" / "0.png")
+    with pytest.raises(ValueError, match=r"1 of 1 pictures cannot be read.*0.png"):
+        batches_of(load_clean(tmp_path / "photos"), add_noise)[0]
+
+
+def test_the_unreadable_half_of_a_pair_is_the_one_that_is_named(pair_dirs, caplog):
+    break_file(pair_dirs[0] / "3.png")
+    assert Pictures(load_pairs(*pair_dirs))[3] is None
+    assert "noisy/3.png cannot be read" in caplog.text
+
+
 def test_pictures_are_read_once_while_memory_lasts(clean_dir):
     pictures = Pictures(load_clean(clean_dir))
     assert pictures[1] is pictures[1]

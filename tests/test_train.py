@@ -272,6 +272,25 @@ def test_validation_compares_with_the_pipeline_itself(tmp_path, pipe):
     assert Image.open(tmp_path / "pictures" / "1.png").size == (3 * 256, 256)
 
 
+def test_held_out_pictures_are_no_part_of_the_training(data, tmp_path):
+    args = train.parse_args(arguments(data, tmp_path, validation_dir=None, noise_preset="gaussian"))
+    (source,), ((noisy, clean),) = train.load_data(args)
+    assert len(source.dataset) == 4
+    held_out = (clean[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    assert not any(np.array_equal(held_out, np.asarray(picture)) for picture in source.dataset["clean"])
+    assert not torch.equal(noisy, clean)
+
+
+def test_a_stream_without_a_validation_split_needs_validation_pairs(data, tmp_path):
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(data / "photos")]
+    features = datasets.Features({"clean": datasets.Image()})
+    (tmp_path / "hub").mkdir()
+    datasets.Dataset.from_dict({"clean": cells}, features=features).to_parquet(tmp_path / "hub" / "train.parquet")
+    options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
+    with pytest.raises(ValueError, match="needs --validation_dir"):
+        run(data, tmp_path / "out", **options)
+
+
 # Stopping and going on
 
 

@@ -364,7 +364,7 @@ def to_png(pixels: np.ndarray) -> bytes:
 
 class Pictures:
     """
-    The decoded rows of a data set, kept in memory once read for as long as half of the machine's memory stays free.
+    The decoded rows of a data set, kept in memory once read while a quarter of the machine's memory stays free.
 
     A file that cannot be read is named in a warning, skipped and counted.
 
@@ -391,7 +391,7 @@ class Pictures:
         if row in self.kept:
             return self.kept[row]
         picture = self.read(self.dataset[row], row, len(self))
-        if psutil.virtual_memory().available > psutil.virtual_memory().total / 2:
+        if psutil.virtual_memory().percent < 75:
             self.kept[row] = picture
         return picture
 
@@ -404,23 +404,33 @@ class Pictures:
 
     def read(self, cells: dict, row: int | str, num_rows: int) -> dict | None:
         """A row's pictures, decoded; unreadable rows are counted by `row`, among `num_rows`."""
-        file = cells["clean"]["path"] or f"row {row}"
-        try:
-            picture = {name: decode(cells[name]) for name in self.columns}
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
-            if row not in self.unreadable:
-                logger.warning(f"{file} cannot be read and is left out: {error}")
-            self.unreadable[row] = file
-            if len(self.unreadable) > max(1, 0.01 * num_rows):
-                names = ", ".join(list(self.unreadable.values())[:10])
-                raise ValueError(
-                    f"{len(self.unreadable)} of {num_rows} pictures cannot be read, which is more than 1%: {names}."
-                ) from error
-            return None
-        shapes = [image.shape for image in picture.values()]
-        if shapes[0] != shapes[-1]:
-            raise ValueError(f"A pair must have one size, but {file} is {shapes[0][1::-1]} and {shapes[-1][1::-1]}.")
-        return picture | {"file": file}
+        picture = {"file": cells["clean"]["path"] or f"row {row}"}
+        for name in self.columns:
+            try:
+                picture[name] = decode(cells[name])
+            except (
+                OSError,
+                SyntaxError,
+                ValueError,
+                Image.DecompressionBombError,
+            ) as error:  # of Pillow, for one file
+                file = cells[name]["path"] or f"row {row}"
+                if row not in self.unreadable:
+                    logger.warning(f"{file} cannot be read and is left out: {error}")
+                self.unreadable[row] = file
+                count = len(self.unreadable)
+                if count > max(1, 0.01 * num_rows) or count == num_rows:
+                    names = ", ".join(list(self.unreadable.values())[:10])
+                    raise ValueError(
+                        f"{count} of {num_rows} pictures cannot be read, which is more than 1%: {names}."
+                    ) from error
+                return None
+        sizes = [picture[name].shape[1::-1] for name in self.columns]
+        if sizes[0] != sizes[-1]:
+            raise ValueError(
+                f"A pair must have one size, but those of {picture['file']} are {sizes[0]} and {sizes[1]}."
+            )
+        return picture
 
 
 class StreamedPictures(Pictures):
