@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 CODE = Path(__file__).parent
 PIPELINE_MODULES = ("pipeline_real_denoise", "scheduling_interpolation", "tiling", "unet_local")
 COMPONENT_MODULES = {"InterpolationScheduler": "scheduling_interpolation", "LocalUNet2DModel": "unet_local"}
+SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers [0-9a-f]{16} -->\n*$")
 
 # Loads a folder as a user would, in a process that knows nothing else, and denoises a picture.
 LOAD = """
@@ -266,8 +267,9 @@ def build_repo(model: RealDenoisePipeline | str | os.PathLike, folder: str | os.
         for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card):
             picture = (source / link).resolve()
             if picture.is_file() and picture.is_relative_to(source.resolve()):
-                (folder / link).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(picture, folder / link)
+                copy = folder / picture.relative_to(source.resolve())
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, copy)
     (folder / "README.md").write_text(_sign(card), encoding="utf-8")
 
 
@@ -275,9 +277,6 @@ def _edit_json(file: Path, edit):
     config = json.loads(file.read_text(encoding="utf-8"))
     edit(config)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers ([0-9a-f]{16}) -->\n*$")
 
 
 def _sign(card: str) -> str:
