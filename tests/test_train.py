@@ -498,8 +498,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(whole, data, tmp_path):
 
 def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, caplog):
     run(data, tmp_path, max_train_minutes=0)
-    run(data, tmp_path, seed=5, max_train_steps=2, resume_from_checkpoint="latest")
-    assert "seed was 0 and is 5" in caplog.text
+    run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
+    assert "Not all is as in" not in caplog.text
+    run(data, tmp_path, seed=5, max_train_steps=3, resume_from_checkpoint="latest")
+    assert "max_train_steps was 6 and is 3, seed was 0 and is 5" in caplog.text
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data, tmp_path):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 logger = logging.getLogger("train")
 
+# Options that may differ each time a training goes on.
+OF_ONE_RUN = {"command", "resume_from_checkpoint", "max_train_minutes"}
+
 
 def find_checkpoints(output_dir: str | Path) -> list[Path]:
     """Whole checkpoints, the latest last."""
@@ -47,7 +50,7 @@ def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
 
     def changes(part):
         old, new = saved[part], recipe[part]
-        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        keys = sorted(key for key in (old.keys() | new.keys()) - OF_ONE_RUN if old.get(key) != new.get(key))
         return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
 
     if changes("model"):
