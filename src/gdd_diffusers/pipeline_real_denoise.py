@@ -60,7 +60,7 @@ class RealDenoisePipeline(DiffusionPipeline):
             The network works on pixels folded into channels by this factor; 2 makes 12 channels out of 3.
         tile_size (`int`, *optional*, defaults to 512):
             Largest side of a tile in pixels. `None` denoises every picture whole.
-        tile_overlap (`int`, defaults to 64):
+        tile_overlap (`int`, defaults to 48):
             Pixels that neighbouring tiles share, at most half of `tile_size`. Half of it is discarded at each border.
 
     Example:
@@ -86,7 +86,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         default_num_inference_steps: int = 1,
         pixel_unshuffle: int = 1,
         tile_size: int | None = 512,
-        tile_overlap: int = 64,
+        tile_overlap: int = 48,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -204,13 +204,13 @@ class RealDenoisePipeline(DiffusionPipeline):
             ) from None
         return hub.publish(self, repo_id, **kwargs)
 
-    def enable_tiling(self, tile_size: int = 512, tile_overlap: int = 64):
+    def enable_tiling(self, tile_size: int = 512, tile_overlap: int = 48):
         """
         Denoise pictures larger than `tile_size` in tiles. Saved with the pipeline.
 
         Args:
             tile_size (`int`, defaults to 512): Largest side of a tile in pixels.
-            tile_overlap (`int`, defaults to 64): Pixels that neighbours share, at most half of `tile_size`. From twice
+            tile_overlap (`int`, defaults to 48): Pixels that neighbours share, at most half of `tile_size`. From twice
                 [`~.receptive_field`] on, the result of one step is that of the whole picture to float rounding.
 
         Raises:
