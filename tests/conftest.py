@@ -1,8 +1,15 @@
-import pytest
-import torch
-from diffusers import UNet2DModel
+import os
 
-from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
+import pytest
+
+
+# One thread in every process that the tests start: the last bit of a sum depends on how it is divided among threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+from diffusers import UNet2DModel  # noqa: E402
+
+from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
