@@ -396,7 +396,8 @@ class RealDenoisePipeline(DiffusionPipeline):
         # 2. Plan the walk; the call's own copy of the scheduler keeps calls from several threads apart
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(num_inference_steps, strength=strength)
-        self._num_timesteps = len(scheduler.timesteps)
+        # `num_timesteps` is what callbacks ask for; here it is a local variable, for the same reason
+        num_timesteps = self._num_timesteps = len(scheduler.timesteps)
 
         # 3. Plan the tiles
         batches = [list(batch) for _, batch in groupby(pictures, key=lambda picture: picture.shape[-2:])]
@@ -414,12 +415,12 @@ class RealDenoisePipeline(DiffusionPipeline):
         # 4. Walk, one batch of equal sizes after another
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
         outputs = []
-        with self.progress_bar(total=tiles * self._num_timesteps) as progress_bar:
+        with self.progress_bar(total=tiles * num_timesteps) as progress_bar:
             for batch in batches:
                 height, width = batch[0].shape[-2:]
                 latents = self.prepare_latents(batch)  # [B, C, H padded, W padded], in main memory
                 # x_T; in the first step it is still x_t, and the only step needs no copy of it
-                noisy = latents.clone() if self._num_timesteps > 1 else latents
+                noisy = latents.clone() if num_timesteps > 1 else latents
 
                 for i, t in enumerate(scheduler.timesteps):
 
@@ -449,7 +450,7 @@ class RealDenoisePipeline(DiffusionPipeline):
                 latents = latents[:, :, :height, :width]
                 if output_type == "latent":
                     outputs += list(latents)
-                elif self._num_timesteps == 0:
+                elif num_timesteps == 0:
                     # strength 0 is the picture itself, to the bit
                     outputs += [picture.float() / white(picture) for picture in batch]
                 else:
