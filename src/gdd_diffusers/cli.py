@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from .denoising import choose_device, denoise_pixels, find_model, load_pipeline, one_line, set_up, simulate_pixels
+
 
 app = typer.Typer(
     help="Removes noise from photographs.",
@@ -56,60 +58,17 @@ def fail(message: str, code: int = 1) -> typer.Exit:
     return typer.Exit(code)
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one sentence; libraries put whole pages into their messages, of which the first line says what."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-def choose_device(device: str, dtype: str):
-    """The device and dtype to compute with; `auto` is the fastest that leaves the result as it is in float32."""
-    import torch
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, is_there in available.items() if is_there)
-    elif not available[device]:
-        raise fail(f"this machine has no {device} device; try --device auto.", 2)
-    if dtype == "auto":
-        # where bfloat16 is only emulated it is slower than float32, and on mps it has not been measured
-        fast = {
-            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
-            "mps": lambda: False,
-        }
-        dtype = "bfloat16" if fast[device]() else "float32"
-    return torch.device(device), getattr(torch, dtype)
-
-
-def find_model(model: str | None) -> Path:
-    """The folder of a model: given as such, as `ORG/NAME` or `ORG/NAME@REVISION` on the Hub, or the bundled one."""
-    from .pipeline_real_denoise import BUNDLED, RealDenoisePipeline
-
-    if model is None:
-        return BUNDLED
-    if Path(model).is_dir():
-        return Path(model)
-    name, _, revision = model.partition("@")
+def load_model(model: str | None, device: str = "cpu", dtype: str = "float32"):
+    """The pipeline of a model, ready to work, and the folder it came from."""
     try:
-        return Path(RealDenoisePipeline.download(name, revision=revision or None))
-    except Exception as error:  # the Hub client has many classes of errors, and all mean that there is no model
-        raise fail(
-            f"there is no folder {model}, and no model of that name came from the Hub: {one_line(error)}"
-        ) from None
-
-
-def load_pipeline(folder: Path, **kwargs):
-    from diffusers.utils import logging
-
-    from .pipeline_real_denoise import RealDenoisePipeline
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        chosen_device, chosen_dtype = choose_device(device, dtype)
+    except ValueError as error:
+        raise fail(one_line(error), 2) from None
     try:
-        return RealDenoisePipeline.from_pretrained(folder, **kwargs)
-    except Exception as error:  # a folder can be wrong in many ways, and diffusers has a class of errors for most
-        raise fail(f"cannot load the model in {folder}: {one_line(error)}") from None
+        folder = find_model(model)
+        return load_pipeline(folder, dtype=chosen_dtype).to(chosen_device), folder
+    except OSError as error:
+        raise fail(one_line(error)) from None
 
 
 def plan_outputs(
@@ -190,18 +149,6 @@ class BatchProgress:
         pass
 
 
-def denoise_pixels(pipe, pixels, **kwargs):
-    """Integer pixels [H, W, C] in, the same kind out; rounded in rows, so that no third float picture is made."""
-    import numpy as np
-
-    result = pipe(pixels, output_type="np", **kwargs).images[0]
-    white = np.iinfo(pixels.dtype).max
-    denoised = np.empty_like(pixels)
-    for row in range(0, len(result), 256):
-        denoised[row : row + 256] = np.rint(result[row : row + 256] * white)
-    return denoised
-
-
 @app.command()
 def denoise(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders of pictures, or globs.")],
@@ -250,18 +197,11 @@ def denoise(
 
     done, megapixels, start = 0, 0.0, time.monotonic()
     if jobs:
-        chosen_device, chosen_dtype = choose_device(device, dtype)
-        pipe = load_pipeline(find_model(model), dtype=chosen_dtype).to(chosen_device)
-        if rule:
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, step_rule=rule.value)
-        largest = pipe.scheduler.config.num_train_timesteps
-        if steps and steps > largest:
-            raise fail(f"--steps must be at most {largest} for this model, not {steps}.", 2)
-        if tile_size:
-            try:
-                pipe.enable_tiling(tile_size, pipe.config.tile_overlap)
-            except ValueError as error:
-                raise fail(one_line(error), 2) from None
+        pipe, _ = load_model(model, device, dtype)
+        try:
+            set_up(pipe, steps, rule and rule.value, tile_size)
+        except ValueError as error:
+            raise fail(one_line(error), 2) from None
         progress = BatchProgress(len(jobs), quiet)
         pipe.progress_bar = progress
         start = time.monotonic()
@@ -295,8 +235,8 @@ def denoise(
         parts += [f"{len(failed)} failed"] if failed else []
         if done:
             seconds = time.monotonic() - start
-            dtype_name = str(chosen_dtype).removeprefix("torch.")
-            parts += [f"{seconds:.1f} s, {megapixels / seconds:.2f} Mpx/s on {chosen_device} in {dtype_name}"]
+            dtype_name = str(pipe.dtype).removeprefix("torch.")
+            parts += [f"{seconds:.1f} s, {megapixels / seconds:.2f} Mpx/s on {pipe.device} in {dtype_name}"]
         if len(outputs) == 1 and done:
             parts += [str(next(iter(jobs.values())))]
         say("; ".join(parts))
@@ -327,8 +267,7 @@ def info(
     """Print what a model is: size, settings, training data, licence, measured quality."""
     from huggingface_hub import ModelCard
 
-    folder = find_model(model)
-    pipe = load_pipeline(folder)
+    pipe, folder = load_model(model)
     parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
     overlap, tile_size = pipe.config.tile_overlap, pipe.config.tile_size
     rows = {
@@ -372,24 +311,17 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ):
     """Make a clean photograph noisy as a camera would have: to try a denoiser with the truth at hand."""
-    import numpy as np
-    import torch
-
-    from .camera_noise import CameraNoise
     from .image_files import read_image, write_image
 
     try:
-        picture = read_image(clean)
-        pixels = picture.pixels
-        if pixels.shape[-1] != 3:
-            raise ValueError(f"{clean} is not a plain colour picture, which the simulated camera takes.")
-        scene = torch.from_numpy(pixels / np.float32(np.iinfo(pixels.dtype).max)).movedim(-1, 0)[None]
-        generator = torch.Generator().manual_seed(seed)
-        recorded, noisy = CameraNoise(preset.value)(scene, generator=generator, iso=iso)
-        for path, result in ((output, noisy), (clean_output, recorded)):
+        pixels = read_image(clean).pixels
+        try:
+            recorded, noisy = simulate_pixels(pixels, preset.value, iso, seed)
+        except ValueError as error:
+            raise fail(f"{clean} {one_line(error)}") from None
+        for path, pixels in ((output, noisy), (clean_output, recorded)):
             if path is not None:
-                result = (result[0].movedim(0, -1).numpy() * 255).round().astype(np.uint8)
-                write_image(path, result, overwrite=overwrite)
+                write_image(path, pixels, overwrite=overwrite)
     except (OSError, ValueError) as error:
         raise fail(one_line(error)) from None
 
@@ -411,7 +343,7 @@ def publish(
 
     from . import hub
 
-    load_pipeline(folder)  # which says what is wrong with it, if anything is
+    load_model(str(folder))  # which says what is wrong with it, if anything is
     try:
         if dry_run:
             with tempfile.TemporaryDirectory() as built:
