@@ -73,10 +73,9 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
         ```
     """
-    a, b = _to_8_bits(a, b)
     if min(a.shape[-2:]) < 2 * RADIUS + 1:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, not {a.shape[-1]} x {a.shape[-2]}.")
-    return _ssim_map(a, b, _blur).mean(dim=(1, 2, 3))
+    return _ssim(a, b, _blur)
 
 
 def ssim_matlab(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -107,18 +106,7 @@ def ssim_matlab(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
         ```
     """
-    a, b = _to_8_bits(a, b)
-
-    def blur_volume(x: torch.Tensor) -> torch.Tensor:
-        channels = x.shape[1]
-        x = _blur(F.pad(x, (RADIUS,) * 4, mode="replicate"))
-        # the third direction, as a matrix: how much of channel j (repeated beyond the border) goes into channel i
-        offsets = torch.arange(-RADIUS, RADIUS + 1)
-        j = (torch.arange(channels)[:, None] + offsets).clamp(0, channels - 1).to(x.device)
-        across = x.new_zeros(channels, channels).scatter_add(1, j, x.new_tensor(WINDOW).expand(channels, -1))
-        return torch.einsum("ij, bjhw -> bihw", across, x)
-
-    return _ssim_map(a, b, blur_volume).mean(dim=(1, 2, 3))
+    return _ssim(a, b, _blur_volume)
 
 
 def _to_8_bits(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,11 +125,28 @@ def _blur(x: torch.Tensor) -> torch.Tensor:
     # shifted sums, for a convolution in double is ten times slower on CPUs
     for dim in (-2, -1):
         size = x.shape[dim] - 2 * RADIUS
-        x = sum(weight * x.narrow(dim, shift, size) for shift, weight in enumerate(WINDOW))
+        blurred = WINDOW[0] * x.narrow(dim, 0, size)
+        for shift, weight in enumerate(WINDOW[1:], start=1):
+            blurred.add_(x.narrow(dim, shift, size), alpha=weight)
+        x = blurred
     return x
 
 
-def _ssim_map(a: torch.Tensor, b: torch.Tensor, blur: Callable) -> torch.Tensor:
+def _blur_volume(x: torch.Tensor) -> torch.Tensor:
+    """The Gaussian window over height, width and channels, with borders replicated."""
+    channels = x.shape[1]
+    x = _blur(F.pad(x, (RADIUS,) * 4, mode="replicate"))
+    # the third direction, as a matrix: how much of channel j (repeated beyond the border) goes into channel i
+    offsets = torch.arange(-RADIUS, RADIUS + 1)
+    j = (torch.arange(channels)[:, None] + offsets).clamp(0, channels - 1).to(x.device)
+    across = x.new_zeros(channels, channels).scatter_add(1, j, x.new_tensor(WINDOW).expand(channels, -1))
+    return torch.einsum("ij, bjhw -> bihw", across, x)
+
+
+def _ssim(a: torch.Tensor, b: torch.Tensor, blur: Callable) -> torch.Tensor:
+    """Equation 13 of Wang et al. with the means, variances and covariance that `blur` takes, mean over the picture."""
+    a, b = _to_8_bits(a, b)
     mu_a, mu_b = blur(a), blur(b)
     var_a, var_b, cov = blur(a * a) - mu_a**2, blur(b * b) - mu_b**2, blur(a * b) - mu_a * mu_b
-    return (2 * mu_a * mu_b + C1) * (2 * cov + C2) / ((mu_a**2 + mu_b**2 + C1) * (var_a + var_b + C2))
+    similarity = (2 * mu_a * mu_b + C1) * (2 * cov + C2) / ((mu_a**2 + mu_b**2 + C1) * (var_a + var_b + C2))
+    return similarity.mean(dim=(1, 2, 3))
