@@ -359,6 +359,32 @@ def publish(
         raise fail(one_line(error)) from None
 
 
+@app.command()
+def demo(
+    model: Annotated[str | None, typer.Option(help="Folder or Hub repo to begin with, as for denoise.")] = None,
+    device: Annotated[Device, typer.Option(help="What to compute on.")] = Device.auto,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the network.")] = Dtype.auto,
+    host: Annotated[str, typer.Option(help="Who can see the page: this machine, or with 0.0.0.0 the network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on if not given.")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page at once.")] = True,
+):
+    """Open a page in the browser to drop pictures on. They stay on this machine."""
+    try:
+        from .demo_app import launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise fail('the page needs Gradio: pip install "gdd-diffusers[demo]"') from None
+    try:
+        launch(model, device.value, dtype.value, host, port, open_browser=browser)
+    except ValueError as error:
+        raise fail(one_line(error), 2) from None
+    except OSError as error:
+        raise fail(one_line(error)) from None
+
+
 def print_version(value: bool):
     if value:
         typer.echo(f"gdd-diffusers {version('gdd-diffusers')}")

@@ -1,0 +1,233 @@
+// The two parts of the page that Gradio has no component for; it calls each of them once with its element.
+
+// Takes pictures that are dropped anywhere, pasted or chosen, and the examples.
+function dropZone(element, props, upload, trigger) {
+  const input = element.querySelector("input");
+  const state = element.querySelector(".state");
+
+  async function take(files) {
+    const file = files[0];
+    if (!file) return;
+    const megabytes = file.size / 1e6;
+    if (files.length > 1) {
+      state.textContent = "One picture at a time, please.";
+    } else if (megabytes > props.max_megabytes) {
+      state.textContent = `${file.name} has ${megabytes.toFixed(0)} MB; this page takes up to ${props.max_megabytes} MB.`;
+    } else {
+      state.textContent = `Sending ${file.name}`;
+      try {
+        const { path } = await upload(file);
+        state.textContent = "";
+        trigger("upload", { path });
+      } catch {
+        state.textContent = `${file.name} could not be sent. Does the server still run?`;
+      }
+    }
+  }
+
+  input.addEventListener("change", () => {
+    take([...input.files]);
+    input.value = "";
+  });
+  document.addEventListener("paste", (event) => take(event.clipboardData.files));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    take(event.dataTransfer.files);
+  });
+  for (const button of element.querySelectorAll("[data-number]")) {
+    button.addEventListener("click", () => trigger("select", { number: Number(button.dataset.number) }));
+  }
+
+  // Gradio's sliders say that they were let go of to a mouse, not to a keyboard.
+  document.addEventListener("keyup", (event) => {
+    if (event.target.matches("#controls input[type=range]")) event.target.dispatchEvent(new Event("pointerup"));
+  });
+}
+
+// Shows before and after on one canvas, at any zoom; x and y are the point of the picture in the middle of it.
+function viewer(element, props, watch) {
+  const find = (selector) => element.querySelector(selector);
+  const root = find(".viewer");
+  const canvas = find("canvas");
+  const context = canvas.getContext("2d");
+  const split = find(".split input");
+  const gain = find(".gain input");
+  const download = find(".download");
+  let before, after, name;
+  let view = "compare";
+  let zoom = 1; // pixels of the screen per pixel of the picture
+  let x = 0;
+  let y = 0;
+  let layers = []; // before and after as they are seen now
+
+  const scale = () => window.devicePixelRatio;
+  const fit = () => Math.min(canvas.width / before.naturalWidth, canvas.height / before.naturalHeight);
+
+  async function load(url) {
+    const image = new Image();
+    image.src = new URL(url, document.baseURI);
+    await image.decode();
+    return image;
+  }
+
+  async function show(value) {
+    if (!value) return;
+    const [newBefore, newAfter] = await Promise.all([value.before, value.after].map((url) => url && load(url)));
+    if (value !== props.value) return; // another one came meanwhile
+    const isOther = !before || !value.after;
+    [before, after, name] = [newBefore, newAfter, value.name];
+    root.hidden = false;
+    download.hidden = !after;
+    if (after) [download.href, download.download] = [new URL(value.download, document.baseURI), value.file];
+    if (isOther) {
+      [zoom, x, y] = [1, before.naturalWidth / 2, before.naturalHeight / 2];
+      split.value = 500;
+    }
+    resize();
+  }
+
+  function resize() {
+    canvas.width = Math.round(canvas.clientWidth * scale());
+    canvas.height = Math.round(canvas.clientHeight * scale());
+    move();
+  }
+
+  // Draws both pictures anew for a change of zoom or place.
+  function move(newZoom = zoom, newX = x, newY = y) {
+    if (!before || !canvas.width) return;
+    zoom = Math.min(Math.max(newZoom, Math.min(fit(), 1)), 32);
+    const clamp = (value, size, room) =>
+      size * zoom <= room ? size / 2 : Math.min(Math.max(value, room / 2 / zoom), size - room / 2 / zoom);
+    x = clamp(newX, before.naturalWidth, canvas.width);
+    y = clamp(newY, before.naturalHeight, canvas.height);
+    layers = [before, after].filter(Boolean).map((image) => {
+      const layer = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+      layer.imageSmoothingEnabled = zoom < 1;
+      layer.imageSmoothingQuality = "high";
+      const left = Math.round(canvas.width / 2 - x * zoom);
+      const top = Math.round(canvas.height / 2 - y * zoom);
+      layer.drawImage(image, left, top, image.naturalWidth * zoom, image.naturalHeight * zoom);
+      return layer;
+    });
+    draw();
+  }
+
+  // Puts the two on the screen for a change of the split or the view.
+  function draw() {
+    const { width, height } = canvas;
+    const edge = Math.round((split.value / 1000) * width);
+    context.clearRect(0, 0, width, height);
+    if (layers.length < 2) {
+      context.drawImage(layers[0].canvas, 0, 0);
+    } else if (view === "compare") {
+      if (edge > 0) context.drawImage(layers[0].canvas, 0, 0, edge, height, 0, 0, edge, height);
+      if (edge < width) context.drawImage(layers[1].canvas, edge, 0, width - edge, height, edge, 0, width - edge, height);
+      context.fillStyle = "black";
+      context.fillRect(edge - 2 * scale(), 0, 4 * scale(), height);
+      context.fillStyle = "white";
+      context.fillRect(edge - scale(), 0, 2 * scale(), height);
+    } else {
+      const [noisy, clean] = layers.map((layer) => layer.getImageData(0, 0, width, height));
+      for (let i = 0; i < noisy.data.length; i++) {
+        if (i % 4 < 3) noisy.data[i] = 128 + gain.value * (noisy.data[i] - clean.data[i]);
+      }
+      context.putImageData(noisy, 0, 0);
+    }
+    find(".zoom").textContent = `${Math.round(zoom * 100)} %`;
+    find(".gain output").textContent = `Amplified ${gain.value} times; grey is nothing`;
+    find(".split").hidden = layers.length < 2 || view !== "compare";
+    find(".gain").hidden = layers.length < 2 || view !== "removed";
+    for (const button of element.querySelectorAll("[data-view]")) {
+      button.disabled = layers.length < 2;
+      button.setAttribute("aria-pressed", button.dataset.view === view);
+    }
+    canvas.setAttribute(
+      "aria-label",
+      layers.length < 2
+        ? `${name} as it was sent`
+        : view === "compare"
+          ? `${name}, before on the left of the line and after on the right`
+          : `What was removed from ${name}`,
+    );
+  }
+
+  // Zooms about a point of the canvas, which stays where it is.
+  function zoomAt(factor, px = canvas.width / 2, py = canvas.height / 2) {
+    const newZoom = Math.min(Math.max(zoom * factor, Math.min(fit(), 1)), 32);
+    const shift = (1 / zoom - 1 / newZoom);
+    move(newZoom, x + (px - canvas.width / 2) * shift, y + (py - canvas.height / 2) * shift);
+  }
+
+  const pointers = new Map();
+  let dragsSplit = false;
+  const place = (event) => [event.offsetX * scale(), event.offsetY * scale()];
+  const isAtSplit = (event) =>
+    layers.length > 1 && view === "compare" && Math.abs(event.offsetX - (split.value / 1000) * canvas.clientWidth) < 16;
+
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    dragsSplit = pointers.size === 0 && isAtSplit(event);
+    pointers.set(event.pointerId, place(event));
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    canvas.style.cursor = dragsSplit || isAtSplit(event) ? "ew-resize" : "grab";
+    const old = pointers.get(event.pointerId);
+    if (!old) return;
+    const now = place(event);
+    pointers.set(event.pointerId, now);
+    if (dragsSplit) {
+      split.value = (now[0] / canvas.width) * 1000;
+      draw();
+    } else if (pointers.size === 1) {
+      move(zoom, x - (now[0] - old[0]) / zoom, y - (now[1] - old[1]) / zoom);
+    } else {
+      const [, other] = [...pointers].find(([id]) => id !== event.pointerId);
+      const distance = (a, b) => Math.max(Math.hypot(a[0] - b[0], a[1] - b[1]), 1);
+      zoomAt(distance(now, other) / distance(old, other), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+    }
+  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(end, (event) => {
+      pointers.delete(event.pointerId);
+      dragsSplit = false;
+    });
+  }
+  canvas.addEventListener("dblclick", () => move(zoom === 1 ? fit() : 1));
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoomAt(Math.exp(-event.deltaY / 400), ...place(event));
+  });
+
+  const zooms = { in: () => zoomAt(1.5), out: () => zoomAt(1 / 1.5), one: () => move(1), fit: () => move(fit()) };
+  const step = () => (50 * scale()) / zoom;
+  const keys = {
+    "+": zooms.in,
+    "=": zooms.in,
+    "-": zooms.out,
+    1: zooms.one,
+    0: zooms.fit,
+    ArrowLeft: () => move(zoom, x - step(), y),
+    ArrowRight: () => move(zoom, x + step(), y),
+    ArrowUp: () => move(zoom, x, y - step()),
+    ArrowDown: () => move(zoom, x, y + step()),
+  };
+  canvas.addEventListener("keydown", (event) => {
+    if (!keys[event.key] || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  for (const button of element.querySelectorAll("[data-zoom]")) {
+    button.addEventListener("click", zooms[button.dataset.zoom]);
+  }
+  for (const button of element.querySelectorAll("[data-view]")) {
+    button.addEventListener("click", () => {
+      view = button.dataset.view;
+      draw();
+    });
+  }
+  split.addEventListener("input", draw);
+  gain.addEventListener("input", draw);
+  new ResizeObserver(resize).observe(canvas);
+  watch("value", () => show(props.value));
+}
