@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,7 +22,6 @@ from pathlib import Path
 # that runs on the CPU makes training several times slower. Read when torch is imported.
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
 
-import datasets
 import diffusers
 import torch
 import torch.nn.functional as F
@@ -34,20 +32,22 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
 from tqdm.auto import tqdm
 from training.card import training_card
-from training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, stop_signals
-from training.validation import held_out_pairs, validate
+from training.checkpoints import (
+    averaged_weights,
+    find_checkpoints,
+    ignore_signals,
+    load_checkpoint,
+    rewind_log,
+    save_checkpoint,
+    save_pipeline,
+    stop_signals,
+)
+from training.data import load_data
+from training.validation import in_words, validate
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
-from gdd_diffusers.camera_noise import CameraNoise
 from gdd_diffusers.hub import publish
-from gdd_diffusers.paired_data import (
-    Source,
-    TrainingBatches,
-    load_clean,
-    load_hub_dataset,
-    load_pairs,
-    split_by_scene,
-)
+from gdd_diffusers.paired_data import TrainingBatches
 
 
 logger = logging.getLogger("train")
@@ -111,9 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ema_decay", type=float, default=0.999)
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: what accelerate was configured with.")
     add = parser.add_argument_group("validating and saving").add_argument
-    add("--validation_dir", help="Pairs in noisy/ and clean/. Default: the datasets' own, or 5%% of the scenes.")
+    add("--validation_dir", action="append", default=[], help="Pairs in noisy/ and clean/. Repeatable.")
     add("--validation_steps", type=positive, default=1000)
-    add("--num_validation_images", type=positive, default=8)
+    add("--num_validation_images", type=positive, default=8, help="In all, evenly from each validation_dir.")
     add("--validation_inference_steps", type=positive, nargs="+", default=[1, 4])
     add("--checkpointing_steps", type=positive, default=500)
     add("--checkpoints_total_limit", type=positive, default=2)
@@ -139,6 +139,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"--weights needs one number above 0 for each source, {num_sources} in all.")
     if args.streaming and (not args.dataset_name or args.dataloader_num_workers > 1):
         parser.error("--streaming is for --dataset_name, read by at most one worker.")
+    set_names = [Path(folder).resolve().name for folder in args.validation_dir]
+    if len(set(set_names)) < len(set_names):
+        parser.error(f"--validation_dir folders need names of their own, not {' and '.join(set_names)}.")
     if args.pretrained_model and args.prediction_type:
         parser.error("--pretrained_model comes with its own prediction type; leave --prediction_type out.")
     if args.push_to_hub and "/" not in (args.hub_model_id or ""):
@@ -168,51 +171,6 @@ def build_pipeline(args) -> RealDenoisePipeline:
     return RealDenoisePipeline(classes[class_name](**config), scheduler, pixel_unshuffle=pixel_unshuffle)
 
 
-def load_data(args) -> tuple[list[Source], list[tuple[torch.Tensor, torch.Tensor]]]:
-    """What to learn from, and (noisy, clean) pairs to validate on that are no part of it."""
-    simulator = CameraNoise(args.noise_preset)
-    train = [load_clean(folder) for folder in args.clean_dir]
-    train += [load_pairs(noisy, gt) for noisy, gt in zip(args.noisy_dir, args.gt_dir, strict=True)]
-    columns = {"noisy_column": args.noisy_column, "clean_column": args.clean_column}
-    train += [load_hub_dataset(name, **columns, streaming=args.streaming) for name in args.dataset_name]
-
-    with_validation = [n for n in args.dataset_name if "validation" in datasets.get_dataset_split_names(n)]
-    if args.validation_dir:
-        held_out = [load_pairs(Path(args.validation_dir) / "noisy", Path(args.validation_dir) / "clean")]
-    elif with_validation:
-        held_out = [load_hub_dataset(name, "validation", **columns) for name in with_validation]
-    elif args.streaming:
-        raise ValueError("A streamed dataset without a validation split needs --validation_dir.")
-    else:
-        train, held_out = zip(*(split_by_scene(dataset) for dataset in train), strict=True)
-
-    # By default each picture is as likely as the next; a stream, of unknown length, counts as one source among equals.
-    sizes = [1 if args.streaming else len(dataset) for dataset in train]
-    sources = [
-        Source(dataset, weight, None if "noisy" in dataset.features else simulator)
-        for dataset, weight in zip(train, args.weights or sizes, strict=True)
-    ]
-    count = -(-args.num_validation_images // len(held_out))
-    pairs = [pair for dataset in held_out for pair in held_out_pairs(dataset, simulator, count)]
-    return sources, pairs
-
-
-def describe(source: Source, args) -> str:
-    count = "a stream of" if isinstance(source.dataset, datasets.IterableDataset) else len(source.dataset)
-    noise = f"noise simulated by CameraNoise({args.noise_preset!r})" if source.simulator else "real pairs"
-    return f"{count} pictures, {noise}"
-
-
-@contextmanager
-def averaged_weights(ema, unet):
-    ema.store(unet.parameters())
-    ema.copy_to(unet.parameters())
-    try:
-        yield
-    finally:
-        ema.restore(unet.parameters())
-
-
 # The training
 
 
@@ -234,7 +192,7 @@ def main(args) -> tuple[float, float]:
         create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
 
     # 1. Data
-    sources, validation_pairs = load_data(args)
+    sources, validation_sets = load_data(args)
     batches = TrainingBatches(
         sources,
         batch_size=args.train_batch_size,
@@ -260,7 +218,6 @@ def main(args) -> tuple[float, float]:
     )
     ema = EMAModel(unet.parameters(), args.ema_decay, use_ema_warmup=True, power=0.75)
     unet, optimizer = accelerator.prepare(unet, optimizer)
-    ema.to(accelerator.device)
     # Prepared by accelerate, the schedule would advance once per process; it counts optimizer steps here.
     accelerator.register_for_checkpointing(lr_scheduler, ema)
     loss_function = getattr(losses, args.loss)
@@ -272,40 +229,29 @@ def main(args) -> tuple[float, float]:
         | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
     }
     start, log_file, validations = 0, output_dir / "log.jsonl", []
+    best_by = f"psnr/improved_{args.validation_inference_steps[0]}"
     if args.resume_from_checkpoint:
         latest = args.resume_from_checkpoint == "latest"
         checkpoints = find_checkpoints(output_dir) if latest else [Path(args.resume_from_checkpoint)]
         if checkpoints:
             start = load_checkpoint(accelerator, checkpoints[-1], recipe)
+    ema.to(accelerator.device)  # a checkpoint's average is loaded to the CPU
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
-        for leftover in output_dir.glob("*.partial"):
+        for leftover in list(output_dir.rglob("*.partial")):
             shutil.rmtree(leftover)
-        # What was logged after the checkpoint is about to be done again, and the last line may be half a one.
-        lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
-        lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-        log_file.write_text("".join(lines))
-        validations = [json.loads(line) for line in lines if "psnr/noisy" in line]
+        validations = [line for line in rewind_log(log_file, start) if "psnr/noisy" in line]
 
     def log(step, values):
         accelerator.log(values, step=step)
         with log_file.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
 
-    def save(step):
-        save_checkpoint(accelerator, output_dir / f"checkpoint-{step}", recipe, args.checkpoints_total_limit)
-        if is_main:
-            partial = output_dir / "pipeline.partial"
-            with averaged_weights(ema, pipeline.unet):
-                pipeline.save_pretrained(partial)
-            data = "; ".join(describe(source, args) for source in sources)
-            training_card(args, step, data, len(validation_pairs), validations).save(partial / "README.md")
-            for file in [path for path in partial.rglob("*") if path.is_file()]:
-                target = output_dir / file.relative_to(partial)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(file, target)
-            shutil.rmtree(partial)
+    def save_average(folder, step):
+        card = training_card(args, accelerator, folder, step, sources, validation_sets, validations)
+        with averaged_weights(ema, pipeline.unet):
+            save_pipeline(pipeline, card, folder)
 
     # 4. Train
     step, micro_losses, waited, num_pixels, stop = start, [], 0.0, 0, False
@@ -314,6 +260,7 @@ def main(args) -> tuple[float, float]:
         batch_size=None,
         sampler=range(start * args.gradient_accumulation_steps, len(batches)),
         num_workers=args.dataloader_num_workers,
+        worker_init_fn=ignore_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     progress = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
@@ -357,12 +304,20 @@ def main(args) -> tuple[float, float]:
                 if is_main and (step % args.validation_steps == 0 or done):
                     picture_file = output_dir / "validation" / f"step-{step:06d}.png"
                     with averaged_weights(ema, pipeline.unet), accelerator.autocast():
-                        scores = validate(pipeline, validation_pairs, args.validation_inference_steps, picture_file)
+                        scores = validate(pipeline, validation_sets, args.validation_inference_steps, picture_file)
                     log(step, scores)
+                    logger.info(f"step {step}: {in_words(scores)}")
+                    # Only scores on the same pictures, which a resumed training may not have, can be compared.
+                    before = [v.get(best_by, 0) for v in validations if v["psnr/noisy"] == scores["psnr/noisy"]]
                     validations.append({"step": step} | scores)
-                    logger.info(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+                    if scores[best_by] > max(before, default=0):
+                        save_average(output_dir / "best", step)
                 if step % args.checkpointing_steps == 0 or stop or done:
-                    save(step)
+                    save_checkpoint(
+                        accelerator, output_dir / f"checkpoint-{step}", recipe, args.checkpoints_total_limit
+                    )
+                    if is_main:
+                        save_average(output_dir, step)
                 if stop:
                     break
             asked = time.monotonic()

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -7,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
 from hub_server import TOKEN, Hub
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,7 +32,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train  # noqa: E402
-from training.checkpoints import find_checkpoints, save_checkpoint, stop_signals  # noqa: E402
+from training.checkpoints import find_checkpoints, save_checkpoint, save_pipeline, stop_signals  # noqa: E402
+from training.data import load_data  # noqa: E402
 from training.validation import validate  # noqa: E402
 
 
@@ -78,7 +81,7 @@ def data(tmp_path_factory):
 
 
 def arguments(data, output_dir, **options):
-    """Arguments of a short training; `None` leaves a default option out."""
+    """Arguments of a short training; `None` leaves a default option out, a list gives it several times."""
     options = {
         "clean_dir": data / "photos",
         "validation_dir": data / "pairs",
@@ -97,8 +100,9 @@ def arguments(data, output_dir, **options):
     } | options
     words = []
     for name, value in options.items():
-        if value is not None:
-            words += [f"--{name}", *([] if value is True else str(value).split())]
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += [f"--{name}", *([] if one is True else str(one).split())]
     return words
 
 
@@ -109,9 +113,9 @@ def run(data, output_dir, **options):
 
 
 def assert_same_training(a, b, checkpoint):
-    """Logged losses, weights, optimizer, schedule and averaged weights, bit for bit."""
-    assert (a / "log.jsonl").read_text() == (b / "log.jsonl").read_text()
-    assert (a / WEIGHTS).read_bytes() == (b / WEIGHTS).read_bytes()
+    """Logged losses, weights, the best ones, optimizer, schedule and averaged weights, bit for bit."""
+    for name in ("log.jsonl", WEIGHTS, f"best/{WEIGHTS}"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
     for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"):
         assert (a / checkpoint / name).read_bytes() == (b / checkpoint / name).read_bytes(), name
 
@@ -177,10 +181,10 @@ def test_learns_to_remove_noise(data, tmp_path, prediction_type):
         gt_dir=data / "pairs/clean",
         clean_dir=None,
         prediction_type=prediction_type,
-        learning_rate=5e-3,
-        max_train_steps=150,
-        validation_steps=150,
-        checkpointing_steps=150,
+        learning_rate=1e-2,
+        max_train_steps=80,
+        validation_steps=80,
+        checkpointing_steps=80,
     )
     if prediction_type == "sample":  # x0 output starts from nothing, and takes longer to become faithful
         losses = [line["loss"] for line in lines if "loss" in line]
@@ -221,7 +225,7 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pic
     lines = run(data, tmp_path, gradient_accumulation_steps=2, max_train_steps=3)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     batches = train.TrainingBatches(
-        train.load_data(train.parse_args(arguments(data, tmp_path / "other")))[0], 8, [(16, 1.0)], 6
+        load_data(train.parse_args(arguments(data, tmp_path / "other")))[0], 8, [(16, 1.0)], 6
     )
     torch.manual_seed(0)
     pipe = train.build_pipeline(train.parse_args(arguments(data, tmp_path / "other")))
@@ -234,6 +238,15 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pic
             x0_hat = torch.nn.functional.pixel_shuffle(pipe.unet(x_t, t).sample, 2)
         losses.append(torch.sqrt((x0_hat - clean) ** 2 + 1e-6).mean().item())
     assert lines[0]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+def test_goes_on_with_larger_batches(data, tmp_path):
+    """An odd number of steps was done one by one; from there on, two batches make a step."""
+    for _ in range(3):
+        run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
+    lines = run(data, tmp_path, gradient_accumulation_steps=2, resume_from_checkpoint="latest")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert find_checkpoints(tmp_path)[-1].name == "checkpoint-6"
 
 
 def test_goes_on_from_a_pipeline(whole, data, tmp_path):
@@ -263,7 +276,7 @@ def test_learns_from_a_stream(data, tmp_path, monkeypatch):
 def test_validation_compares_with_the_pipeline_itself(tmp_path, pipe):
     """The score of a rule is that of the same pipeline with that rule."""
     clean, noisy = torch.rand(2, 1, 3, 32, 32)
-    scores = validate(pipe, [(noisy, clean)], [1, 3], tmp_path / "pictures" / "1.png")
+    scores = validate(pipe, {"held_out": [(noisy, clean)]}, [1, 3], tmp_path / "pictures" / "1.png")
     scheduler = InterpolationScheduler.from_config(pipe.scheduler.config, step_rule="origin")
     expected = RealDenoisePipeline(pipe.unet, scheduler, pixel_unshuffle=2)
     expected = expected(noisy, num_inference_steps=3, output_type="pt").images
@@ -272,9 +285,54 @@ def test_validation_compares_with_the_pipeline_itself(tmp_path, pipe):
     assert Image.open(tmp_path / "pictures" / "1.png").size == (3 * 256, 256)
 
 
+def test_validates_on_several_sets_and_keeps_the_best_weights_by_all_their_pairs(data, tmp_path):
+    """Noisy pairs and one of a clean picture with itself, at a learning rate at which the last weights are bad."""
+    for name in ("noisy", "clean"):
+        (tmp_path / "still" / name).mkdir(parents=True)
+        shutil.copy(data / "photos" / "4.png", tmp_path / "still" / name)
+    options = {
+        "validation_dir": [data / "pairs", tmp_path / "still"],
+        "prediction_type": "flow_prediction",
+        "learning_rate": 0.03,
+        "lr_scheduler": "constant",
+        "validation_steps": 1,
+        "validation_inference_steps": "2 1",
+        "checkpointing_steps": 1,
+        "checkpoints_total_limit": 6,
+    }
+    scores = [line for line in run(data, tmp_path / "out", **options) if "psnr/noisy" in line]
+    for line in scores:
+        assert line["psnr/noisy/still"] == 60
+        for key in ("psnr/improved_2", "ssim/origin_1", "psnr/noisy"):
+            assert line[key] == pytest.approx((2 * line[f"{key}/pairs"] + line[f"{key}/still"]) / 3)
+    by_step = {line["step"]: line["psnr/improved_2"] for line in scores}
+    best = max(by_step, key=by_step.get)
+    assert 1 < best < 6
+    checkpoint = tmp_path / "out" / f"checkpoint-{best}" / "custom_checkpoint_1.pkl"
+    average = torch.load(checkpoint, weights_only=False)["shadow_params"]
+    pipe = RealDenoisePipeline.from_pretrained(tmp_path / "out" / "best")
+    for parameter, expected in zip(pipe.unet.parameters(), average, strict=True):
+        torch.testing.assert_close(parameter.data, expected, rtol=0, atol=0)
+    card = (tmp_path / "out" / "best" / "README.md").read_text()
+    assert f"{best} of 6 steps" in card and 'from_pretrained("out/best")' in card
+    assert "on 3 held-out pairs" in card and "of all and of pairs, still" in card
+    assert "| noisy, pairs | improved 2, pairs | noisy, still |" in card
+
+    # The best so far is read from the log: worse weights that follow a stop do not take its place.
+    kept = (tmp_path / "out" / "best" / WEIGHTS).read_bytes()
+    run(data, tmp_path / "out", **options, resume_from_checkpoint=tmp_path / "out" / f"checkpoint-{best + 1}")
+    assert (tmp_path / "out" / "best" / WEIGHTS).read_bytes() == kept
+
+    # Scores on other pictures are no match for those from now on.
+    options |= {"validation_dir": data / "pairs", "validation_inference_steps": 1}
+    run(data, tmp_path / "out", **options, resume_from_checkpoint=tmp_path / "out" / "checkpoint-5")
+    assert "6 of 6 steps" in (tmp_path / "out" / "best" / "README.md").read_text()
+
+
 def test_held_out_pictures_are_no_part_of_the_training(data, tmp_path):
     args = train.parse_args(arguments(data, tmp_path, validation_dir=None, noise_preset="gaussian"))
-    (source,), ((noisy, clean),) = train.load_data(args)
+    (source,), sets = load_data(args)
+    ((noisy, clean),) = sets["held_out"]
     assert len(source.dataset) == 4
     held_out = (clean[0].permute(1, 2, 0) * 255).round().byte().numpy()
     assert not any(np.array_equal(held_out, np.asarray(picture)) for picture in source.dataset["clean"])
@@ -339,17 +397,18 @@ def script(data, output_dir, **options):
 
 
 def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
+    """It goes to the whole process group, as from `timeout` or a terminal: the worker hears it as well."""
     options = script(data, tmp_path, max_train_steps=100_000, checkpointing_steps=100_000, dataloader_num_workers=1)
-    words = options.pop("args")
-    log = tmp_path / "log.jsonl"
-    with subprocess.Popen([sys.executable, EXAMPLES / "train.py", *words], **options) as process:
-        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=60)[0].decode()
+    words = [sys.executable, EXAMPLES / "train.py", *options.pop("args")]
+    with subprocess.Popen(words, **options, text=True, start_new_session=True) as process:
+        output = ""
+        while not re.search(r"\b[1-9]\d*/100000", output):  # the progress bar, which ends its lines with \r
+            output += process.stdout.readline() or pytest.fail(output)
+        os.killpg(process.pid, signal.SIGTERM)
+        output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
     (checkpoint,) = find_checkpoints(tmp_path)
-    last_step = json.loads(log.read_text().splitlines()[-1])["step"]
+    last_step = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
     assert checkpoint.name == f"checkpoint-{last_step}"
     assert f"Stopped after step {last_step}" in output
     RealDenoisePipeline.from_pretrained(tmp_path)
@@ -357,17 +416,21 @@ def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
 
 def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(whole, data, tmp_path):
     # The second checkpoint's optimizer state is never written: the process kills itself there, as a power cut would.
-    program = (
-        "import os, signal, sys, torch; sys.path.insert(0, sys.argv.pop(1)); import train; save = torch.save\n"
-        "def save_or_die(obj, f, *args, **kwargs):\n"
-        "    if 'checkpoint-4' in str(f): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return save(obj, f, *args, **kwargs)\n"
-        "torch.save = save_or_die; train.main(train.parse_args())\n"
-    )
-    options = script(data, tmp_path)
-    words = options.pop("args")
-    process = subprocess.run([sys.executable, "-c", program, EXAMPLES, *words], **options)
-    assert process.returncode == -signal.SIGKILL, process.stdout.decode()
+    def train_and_die():
+        save = torch.save
+
+        def save_or_die(obj, f, *args, **kwargs):
+            if "checkpoint-4" in str(f):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return save(obj, f, *args, **kwargs)
+
+        torch.save = save_or_die
+        run(data, tmp_path)
+
+    process = multiprocessing.get_context("fork").Process(target=train_and_die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / "checkpoint-4.partial" / "model.safetensors").exists()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-2"]
     run(data, tmp_path, resume_from_checkpoint="latest")
@@ -375,22 +438,35 @@ def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(whole,
     assert_same_training(whole, tmp_path, "checkpoint-6")
 
 
+@contextmanager
+def file_size_limit(size):
+    """What stands in for a full disk: writing on fails after so many bytes of a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     accelerator = Accelerator()
     accelerator.prepare(torch.nn.Linear(200, 200))
     save_checkpoint(accelerator, tmp_path / "checkpoint-1", {}, limit=1)
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the weights take 160,000 bytes
-    try:
-        with pytest.raises(
-            OSError, match="checkpoint-2 could not be written.*make room, and go on with --resume_from"
-        ):
-            save_checkpoint(accelerator, tmp_path / "checkpoint-2", {}, limit=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = "checkpoint-2 could not be written.*make room, and go on with --resume_from"
+    with file_size_limit(100_000), pytest.raises(OSError, match=message):  # the weights take 160,000 bytes
+        save_checkpoint(accelerator, tmp_path / "checkpoint-2", {}, limit=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_pipeline_before(tmp_path, pipe):
+    save_pipeline(pipe, ModelCard("before"), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with file_size_limit(1000), pytest.raises(OSError, match="pipeline could not be written.*make room"):
+        save_pipeline(pipe, ModelCard("after"), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 # Several processes
@@ -443,6 +519,7 @@ def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
         ({"streaming": True}, "--streaming is for --dataset_name"),
         ({"push_to_hub": True, "hub_model_id": "gdd"}, "--push_to_hub needs --hub_model_id ORG/NAME"),
         ({"pretrained_model": "a", "prediction_type": "sample"}, "comes with its own prediction type"),
+        ({"validation_dir": ["a/val", "b/val"]}, "need names of their own, not val and val"),
         ({"max_train_steps": 0}, "--max_train_steps: must be a whole number from 1, not 0"),
         ({"checkpointing_steps": "x"}, "--checkpointing_steps: must be a whole number from 1, not x"),
         ({"crop_size": "big"}, "must be pixels, or a schedule such as .*, not big"),
@@ -473,10 +550,16 @@ def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsy
         ({"crop_size": 18}, "multiples of 4"),
         ({"crop_size": 64}, "is 64x56, but training needs sides of at least 72 px"),
         ({"noise_preset": "webcam"}, "webcam"),
+        ({"gt_dir": "photos", "noisy_dir": "pairs/noisy", "clean_dir": None}, "photos/2.png has no partner named 2"),
+        ({"validation_dir": "photos"}, "There is no folder .*photos/noisy"),
+        ({"pretrained_model": "absent"}, "absent"),
+        ({"report_to": "carrier-pigeon"}, "carrier-pigeon"),
+        ({"lr_scheduler": "cliff"}, "cliff"),
         ({"resume_from_checkpoint": "elsewhere"}, "elsewhere is not a checkpoint"),
     ],
 )
-def test_bad_input_gets_one_clear_sentence(data, tmp_path, options, message):
+def test_bad_input_gets_one_clear_sentence(data, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(data)
     with pytest.raises((ValueError, OSError), match=message):
         run(data, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -507,6 +590,14 @@ def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, capl
 def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data, tmp_path):
     with pytest.raises(ArithmeticError, match=r"The loss is (nan|inf) in step \d, on a batch of .*photos/\d.png"):
         run(data, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
+
+
+def test_one_unreadable_picture_is_named_and_left_out(data, tmp_path, caplog):
+    shutil.copytree(data / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "3.png").write_bytes((data / "photos" / "3.png").read_bytes()[:300])
+    lines = run(data, tmp_path / "out", clean_dir=tmp_path / "photos")
+    assert caplog.text.count("photos/3.png cannot be read and is left out") == 1
+    assert sum("loss" in line for line in lines) == 6
 
 
 def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
-"""Stopping a training at any moment and going on from there, for train.py."""
+"""What train.py keeps: the averaged weights as a pipeline, and checkpoints to go on from after any stop."""
 
 import json
 import logging
+import os
 import shutil
 import signal
 from contextlib import contextmanager
@@ -20,26 +21,56 @@ def find_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
-def save_checkpoint(accelerator, folder: Path, recipe: dict, limit: int):
-    """Write a checkpoint beside its place and rename it when it is whole, so that the latest one always is."""
-    if folder.exists():
-        return
+@contextmanager
+def written_whole(folder: Path):
+    """A folder to write in, beside `folder`, whose content is moved there by the caller when it is whole."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        accelerator.save_state(str(partial))
-        if accelerator.is_main_process:
-            (partial / "recipe.json").write_text(json.dumps(recipe, indent=2))
+        yield partial
     except Exception as error:  # every library on the way has its own class for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"{folder.name} could not be written: {error}. The checkpoints before it are whole; make room, and go on "
             "with --resume_from_checkpoint latest."
         ) from error
+
+
+def save_checkpoint(accelerator, folder: Path, recipe: dict, limit: int):
+    """Write a checkpoint beside its place and rename it when it is whole, so that the latest one always is."""
+    if folder.exists():
+        return
+    with written_whole(folder) as partial:
+        accelerator.save_state(str(partial))
+        if accelerator.is_main_process:
+            (partial / "recipe.json").write_text(json.dumps(recipe, indent=2))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.rename(folder)
         for old in find_checkpoints(folder.parent)[:-limit]:
             shutil.rmtree(old)
+
+
+@contextmanager
+def averaged_weights(ema, unet):
+    """The network's own weights are replaced by their average for as long as this lasts."""
+    ema.store(unet.parameters())
+    ema.copy_to(unet.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(unet.parameters())
+
+
+def save_pipeline(pipeline, card, folder: Path):
+    """Write a pipeline and its card beside their place and move each file there when all are whole."""
+    with written_whole(folder / "pipeline") as partial:
+        pipeline.save_pretrained(partial)
+        card.save(partial / "README.md")
+    for file in [path for path in partial.rglob("*") if path.is_file()]:
+        target = folder / file.relative_to(partial)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(file, target)
+    shutil.rmtree(partial)
 
 
 def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
@@ -62,6 +93,15 @@ def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
     return int(folder.name.split("-")[1])
 
 
+def rewind_log(log_file: Path, step: int) -> list[dict]:
+    """Drop what was logged after a step, which is about to be done again, and return the rest."""
+    lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
+    # A line that was being written when the process was killed has no end.
+    lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    log_file.write_text("".join(lines))
+    return [json.loads(line) for line in lines]
+
+
 @contextmanager
 def stop_signals():
     """The SIGTERM and Ctrl-C that have come, in a list, instead of what they do by themselves."""
@@ -74,3 +114,9 @@ def stop_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ignore_signals(worker: int):
+    """For the processes that prepare batches, since a terminal or a scheduler sends its signal to these as well."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
