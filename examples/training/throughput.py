@@ -1,10 +1,14 @@
-"""How much of a bare training loop's speed train.py reaches: both in turns, in one process, on one machine.
+#!/usr/bin/env python
+"""How much of a bare training loop's speed train.py reaches, and what simulating the noise costs.
 
     python examples/training/throughput.py --clean_dir photos/ --mixed_precision bf16
 
-Takes the options of train.py. A round is `--max_train_steps` steps of each, 60 unless given.
+Takes the options of train.py. Both loops run in turns, in one process, five times, `--max_train_steps` steps each, 100
+unless given.
 """
 
+import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -18,6 +22,9 @@ import torch.nn.functional as F
 import train
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from training.data import load_data
+
+from gdd_diffusers.paired_data import TrainingBatches
 
 
 def bare_loop(args) -> float:
@@ -40,13 +47,57 @@ def bare_loop(args) -> float:
     return args.max_train_steps * args.train_batch_size * crop**2 / 1e6 / (time.monotonic() - started)
 
 
-if __name__ == "__main__":
-    words = ["--max_train_steps", "60", "--lr_warmup_steps", "10", "--num_validation_images", "1", *sys.argv[1:]]
-    for _ in range(5):
+def simulation(args, num_batches: int = 20) -> float:
+    """Seconds that the noise of a batch takes one thread, which is what a data worker has."""
+    seconds = 0.0
+
+    def timed(simulator):
+        def simulate(clean, generator):
+            nonlocal seconds
+            started = time.monotonic()
+            pairs = simulator(clean, generator=generator)
+            seconds += time.monotonic() - started
+            return pairs
+
+        return simulate
+
+    sources, _ = load_data(args)
+    for source in sources:
+        source.simulator = source.simulator and timed(source.simulator)
+    batches = TrainingBatches(sources, args.train_batch_size, args.crop_size[:1], num_batches)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for k in range(num_batches):
+        batches[k]
+    torch.set_num_threads(num_threads)
+    return seconds / num_batches
+
+
+def main(words: list[str], rounds: int = 5):
+    defaults = ["--max_train_steps", "100", "--lr_warmup_steps", "10"]
+    defaults += ["--num_validation_images", "1", "--validation_inference_steps", "1"]
+    ratios = []
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            args = train.parse_args([*words, "--output_dir", folder])
+            args = train.parse_args([*defaults, *words, "--output_dir", folder])
             bare = bare_loop(args)
             AcceleratorState._reset_state(reset_partial_state=True)
             trained, waiting = train.main(args)
-        share = f"{trained / bare:.1%}, {waiting:.1%} of the time waiting for data"
-        print(f"bare loop {bare:.3f} Mpx/s, train.py {trained:.3f} Mpx/s: {share}")
+        ratios.append(trained / bare)
+        # Of this process and of its largest worker, ever, in kilobytes: what leaks makes it grow from round to round.
+        own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(
+            f"bare loop {bare:.3f} Mpx/s, train.py {trained:.3f} Mpx/s: {ratios[-1]:.1%}, {waiting:.1%} of the time "
+            f"waiting for data; peak memory {own / 1e6:.2f} GB, of a worker {worker / 1e6:.2f} GB",
+            flush=True,
+        )
+    print(f"train.py reaches {statistics.median(ratios):.1%} of the bare loop, the median of {rounds}")
+    noise, step = simulation(args), args.train_batch_size * args.crop_size[0][0] ** 2 / 1e6 / bare
+    print(
+        f"The noise of a batch takes one thread {1000 * noise:.0f} ms, {noise / step:.1%} of a bare step's "
+        f"{1000 * step:.0f} ms on {torch.get_num_threads()} threads"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
