@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -32,6 +33,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train  # noqa: E402
+from training import curves, throughput  # noqa: E402
 from training.checkpoints import find_checkpoints, save_checkpoint, save_pipeline, stop_signals  # noqa: E402
 from training.data import load_data  # noqa: E402
 from training.validation import validate  # noqa: E402
@@ -347,6 +349,39 @@ def test_a_stream_without_a_validation_split_needs_validation_pairs(data, tmp_pa
     options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
     with pytest.raises(ValueError, match="needs --validation_dir"):
         run(data, tmp_path / "out", **options)
+
+
+def test_curves_show_what_was_logged(whole, tmp_path, monkeypatch):
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    scores = [line for line in lines if "psnr/noisy" in line]
+    scores = [line | {"psnr/improved_3": 20.0, "psnr/origin_3": 19.0, "psnr/noisy/dark": 10.0} for line in scores]
+    axes = plt.figure().add_subplot()
+    entries = curves.draw_psnr(axes, scores, "C0", "")
+    assert set(entries) == {"noisy", "improved, 1 step", "improved, 3 steps", "origin, 3 steps"}
+    noisy, one_step, *_ = axes.lines
+    assert set(noisy.get_ydata()) == {scores[0]["psnr/noisy"]}
+    np.testing.assert_array_equal(one_step.get_xydata(), [[line["step"], line["psnr/improved_1"]] for line in scores])
+    axes = plt.figure().add_subplot()
+    curves.draw_loss(axes, lines, "C0", "run")
+    losses = [[line["step"], line["loss"]] for line in lines if "loss" in line]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), losses)
+
+    # A training that has not validated yet, and whose last line is being written
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    monkeypatch.setattr(sys, "argv", ["curves.py", *map(str, (whole, tmp_path / "young", "-o", tmp_path / "c.png"))])
+    runpy.run_path(curves.__file__, run_name="__main__")
+    assert Image.open(tmp_path / "c.png").width > 1000
+    monkeypatch.setattr(sys, "argv", ["curves.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="^curves.py: .*log.jsonl"):
+        runpy.run_path(curves.__file__, run_name="__main__")
+
+
+def test_throughput_compares_with_a_bare_loop(data, tmp_path, capsys):
+    throughput.main(arguments(data, tmp_path, max_train_steps=2, dataloader_num_workers=1), rounds=1)
+    said = capsys.readouterr().out
+    assert re.search(r"bare loop [\d.]+ Mpx/s, train.py [\d.]+ Mpx/s: [\d.]+%, [\d.]+% of the time waiting", said)
+    assert re.search(r"The noise of a batch takes one thread \d+ ms, [\d.]+% of a bare step", said)
 
 
 # Stopping and going on
