@@ -101,6 +101,31 @@ def test_mixed_leaves_a_third_of_the_clean_pictures_as_sharp_as_they_came():
     assert 0.2 < (contrast["mixed"] > sharp).float().mean() < 0.5
 
 
+def test_mixed_has_photographs_as_they_are_without_noise_and_with_white_noise_unless_iso_is_given():
+    photos = (scenes(16, 16).repeat(50, 1, 1, 1) * 255).round() / 255
+    clean, noisy = CameraNoise("mixed")(photos, generator())
+    as_is = (clean == photos).flatten(1).all(1)
+    assert 0.15 < as_is.float().mean() < 0.25
+    noise = (noisy - clean)[as_is]
+    assert 0.4 < (noise == 0).flatten(1).all(1).float().mean() < 0.65
+    assert autocorrelation(noise[noise.std((1, 2, 3)) > 0.02], 1).abs() < 0.05
+    clean, _ = CameraNoise("mixed")(photos, generator(), iso=1600)
+    assert not (clean == photos).flatten(1).all(1).any()
+
+
+def test_the_mean_of_many_files_of_one_scene_is_the_clean_twin():
+    """As real clean pictures are made: with the noise reduction and the sharpening that each file had."""
+    checks = (torch.arange(64) // 2 % 2).expand(1, 3, 64, 64) * 0.2 + 0.4
+    camera = {"luma_denoise": (2.0, 2.0), "sharpen": (1.0, 1.0), "enlarging": (1.0, 1.0), "jpeg_share": (0.0, 0.0)}
+    # one camera takes them all: each range is its middle
+    with pytest.MonkeyPatch.context() as patch:
+        fixed = {key: (sum(ends) / 2,) * 2 for key, ends in camera_noise.PRESETS["camera"].items()} | camera
+        patch.setitem(camera_noise.PRESETS, "camera", fixed)
+        clean, noisy = CameraNoise("camera")(checks.expand(64, 3, 64, 64), generator(), iso=12800)
+    bias = (noisy - clean).mean((0, 1))[8:-8, 8:-8]
+    assert bias.std() < 0.2 * clean[..., 8:-8, 8:-8].std()
+
+
 def test_a_few_percent_of_pairs_are_without_noise_unless_iso_is_given():
     photos = scenes(16, 16).repeat(50, 1, 1, 1)
     clean, noisy = CameraNoise("phone")(photos, generator())

@@ -45,12 +45,12 @@ PRESETS = {
     # Large sensors: full wells of 40,000 to 80,000 electrons at ISO 100, the relation of read to shot noise of Brooks
     # et al., and the JPEG files that such cameras write themselves.
     "camera": {
-        "iso": (2300, 18000),
+        "iso": (3000, 45000),
         "shot_per_iso": (1.2e-7, 2.4e-7),
         "read_factor": (2.0, 5.5),
         "read_power": (2.18, 2.18),
         "tail": (0.0, 0.2),
-        "row": (0.3, 1.5),
+        "row": (0.2, 1.2),
         "bits": (12.0, 14.0),
         "exposure": (0.25, 1.3),
         "contrast": (1.0, 1.6),
@@ -58,8 +58,8 @@ PRESETS = {
         "red_gain": (1.2, 1.8),
         "blue_gain": (1.3, 2.1),
         "malvar": (0.9, 1.0),
-        "luma_denoise": (0.2, 1.9),
-        "chroma_denoise": (0.5, 1.2),
+        "luma_denoise": (0.2, 2.4),
+        "chroma_denoise": (0.7, 1.8),
         "sharpen": (0.0, 0.3),
         "enlarging": (1.0, 1.8),
         "jpeg_share": (1.0, 1.0),
@@ -72,8 +72,11 @@ NOISE_FREE_SHARE = 0.05
 # Of "mixed": pictures of half the sensor's resolution, which are as sharp as pixels can be. Trained without them, a
 # denoiser takes detail finer than a demosaicing leaves for noise.
 BINNED_SHARE = 0.35
+# Of "mixed": photographs as they are, half of them without noise and half with white noise: scans, renderings, and what
+# needs no denoising.
+AS_IS_SHARE = 0.2
 # What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
-DENOISE_AT_SCALE = (1.0, 0.7, 0.2)
+DENOISE_AT_SCALE = (1.0, 0.6, 0.2)
 
 # XYZ to camera RGB of four cameras and linear sRGB to XYZ, as in Brooks et al. (CVPR 2019).
 XYZ_TO_CAMERA = torch.tensor(
@@ -117,16 +120,18 @@ class CameraNoise:
     draws its own camera, light and settings. Ranges and stages were chosen so that the second-order statistics of what
     comes out (`examples/noise_statistics.py` prints them) are those of real photographs.
 
-    The clean picture is not the one given but its twin: it went through the same lens, mosaic, colour path, resizing
-    and chroma subsampling, and only lacks noise, noise reduction, sharpening and quantisation. That is how real pairs
-    are made, their clean picture being the mean of many files, and so a denoiser learns to remove noise, and neither
-    to change colours nor to undo a demosaicing. Noise may darken or lighten on average: gamma and clipping do that.
+    The clean picture is not the one given but its twin: it went through the same lens, mosaic, colour path, noise
+    reduction, sharpening, resizing and chroma subsampling, and only lacks noise and quantisation. That is how real
+    pairs are made, their clean picture being the mean of many files, and so a denoiser learns to remove noise, and
+    neither to change colours nor to undo what the camera did. Noise may darken or lighten on average: gamma and
+    clipping do that.
 
     Args:
         preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 14 to 36 dB PSNR, hardly processed),
-            `"camera"` (large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG), `"mixed"` (each picture one of
-            both, and a third of them binned to half the sensor's resolution, without a mosaic) or `"gaussian"` (white
-            noise in sRGB of a standard deviation from 0 to 55/255, for comparison with the literature).
+            `"camera"` (large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG), `"gaussian"` (white noise in
+            sRGB of a standard deviation from 0 to 55/255, for comparison with the literature) or `"mixed"` (each
+            picture a phone's or a camera's, a third of them binned to half the sensor's resolution, without a mosaic;
+            one in ten is instead a `"gaussian"` one, and one in ten the photograph as it is, without noise).
 
     Raises:
         ValueError: If there is no such preset.
@@ -179,8 +184,7 @@ class CameraNoise:
         clean = clean.float()
         draw = _Draw(len(clean), generator, clean.device)
         if self.preset == "gaussian":
-            sigma = draw.uniform(*GAUSSIAN_SIGMA)
-            return _to_8_bit(clean), _to_8_bit(clean + sigma * draw.normal(clean.shape))
+            return _white_noise(clean, draw)
 
         # 1. A camera, a light and settings for each picture: every value of p is [B, 1, 1, 1]
         p = draw.camera(list(PRESETS) if self.preset == "mixed" else [self.preset])
@@ -209,15 +213,22 @@ class CameraNoise:
             linear = _mix(torch.linalg.inv(rgb_to_camera), camera).clamp(0, 1)
             return _s_curve(_srgb_encode(linear), p["contrast"])
 
+        photographs = clean
         clean, noisy = develop(raw), develop(noisy_raw)
 
         # 5. What cameras do to files
-        noisy = _denoise_and_sharpen(noisy, noisy - clean, p)
+        clean, noisy = _denoise_and_sharpen(clean, noisy, p)
         clean, noisy = (_to_8_bit(x) for x in _zoom(torch.cat([clean, noisy], 1), p["enlarging"]).split(3, 1))
         clean, noisy = _through_jpeg(clean, noisy, p, draw)
 
         if iso is None:
             noisy = torch.where(draw.uniform(0, 1) < NOISE_FREE_SHARE, clean, noisy)
+            if self.preset == "mixed":
+                as_is = draw.uniform(0, 1)
+                white = _white_noise(photographs, draw, noise_free=as_is < AS_IS_SHARE / 2)
+                clean, noisy = (
+                    torch.where(as_is < AS_IS_SHARE, *pair) for pair in zip(white, (clean, noisy), strict=True)
+                )
         return clean, noisy
 
 
@@ -255,6 +266,11 @@ class _Draw:
             low, high = (ranges.log() if key in LOG_UNIFORM else ranges)[kind].view(-1, 2, 1, 1, 1).unbind(1)
             p[key] = self.uniform(low, high).exp() if key in LOG_UNIFORM else self.uniform(low, high)
         return p
+
+
+def _white_noise(clean, draw, noise_free=False):
+    sigma = draw.uniform(*GAUSSIAN_SIGMA) * (1 - 1.0 * noise_free)
+    return _to_8_bit(clean), _to_8_bit(clean + sigma * draw.normal(clean.shape))
 
 
 def _to_8_bit(x):
@@ -359,21 +375,24 @@ def _demosaic(mosaic, masks, malvar):
     )
 
 
-def _denoise_and_sharpen(noisy, noise, p):
-    """Wiener shrinkage of an a trous wavelet transform of luma and chroma; sharpening amplifies the finest scale."""
+def _denoise_and_sharpen(clean, noisy, p):
+    """Wiener shrinkage of an a trous wavelet transform of luma and chroma; sharpening amplifies the finest scale.
+
+    What the noisy picture is multiplied with multiplies the clean one too, as in the mean of many such files.
+    """
     # A camera knows its noise by calibration, so it may be told the true one here.
-    sigma = noise.square().mean((1, 2, 3), keepdim=True).sqrt()
+    sigma = (noisy - clean).square().mean((1, 2, 3), keepdim=True).sqrt()
     strength = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
-    smooth = _mix(RGB_TO_YCBCR, noisy)
+    smooth = torch.stack([_mix(RGB_TO_YCBCR, clean), _mix(RGB_TO_YCBCR, noisy)])
     kept = 0
     for level, scale in enumerate(DENOISE_AT_SCALE):
-        finer, smooth = smooth, _spline_blur(smooth, 2**level)
+        finer, smooth = smooth, _spline_blur(smooth.flatten(0, 1), 2**level).unflatten(0, (2, -1))
         detail = finer - smooth
         # The energy around a pixel, not the pixel's own: shrinking each by its own size would leave specks.
-        energy = _spline_blur(detail.square(), 2 ** (level + 1))
-        detail = detail * energy / (energy + (scale * strength) ** 2 + 1e-12)
+        energy = _spline_blur(detail[1].square(), 2 ** (level + 1))
+        detail = detail * (energy / (energy + (scale * strength) ** 2 + 1e-12))
         if level == 0:
-            detail[:, :1] *= 1 + p["sharpen"]
+            detail[:, :, :1] *= 1 + p["sharpen"]
         kept = kept + detail
     return _mix(torch.linalg.inv(RGB_TO_YCBCR), smooth + kept).clamp(0, 1)
 
