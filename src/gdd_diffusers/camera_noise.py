@@ -72,8 +72,8 @@ NOISE_FREE_SHARE = 0.05
 # Of "mixed": pictures of half the sensor's resolution, which are as sharp as pixels can be. Trained without them, a
 # denoiser takes detail finer than a demosaicing leaves for noise.
 BINNED_SHARE = 0.35
-# Of "mixed": photographs as they are, half of them without noise and half with white noise: scans, renderings, and what
-# needs no denoising.
+# Of "mixed": photographs as they are, half of them without noise and half with white noise: scans, renderings, and
+# what needs no denoising.
 AS_IS_SHARE = 0.2
 # What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
 DENOISE_AT_SCALE = (1.0, 0.6, 0.2)
