@@ -11,17 +11,21 @@ card.toml holds what only you can know, in Markdown: `license`, `recipe`, `train
 import argparse
 import json
 import logging
+import re
 import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from gdd_diffusers import RealDenoisePipeline
-from gdd_diffusers.comparison import compare
+from gdd_diffusers.camera_noise import CameraNoise
+from gdd_diffusers.comparison import compare, stack
 from gdd_diffusers.hub import Result, model_card, publish
 from gdd_diffusers.image_files import read_image
+from gdd_diffusers.metrics import psnr
 
 
 CARD_KEYS = {"license", "recipe", "training_data", "limits", "datasets", "commands"}
@@ -33,8 +37,14 @@ def parse_args(argv=None):
     parser.add_argument("folder", type=Path, help="The model, as train.py writes it.")
     parser.add_argument("repo_id", help="ORG/NAME on the Hub.")
     parser.add_argument("--card", type=Path, help="Write the folder's card anew, with what this TOML file says.")
-    parser.add_argument("--results", type=Path, help="results.json of evaluate.py, for the card.")
-    parser.add_argument("--picture", type=Path, help="A noisy photograph, for the card to show before and after.")
+    parser.add_argument("--results", type=Path, nargs="+", help="results.json of evaluate.py, for the card.")
+    parser.add_argument(
+        "--picture",
+        nargs="+",
+        metavar="FILE[@PRESET:ISO]",
+        help="Noisy photographs, for the card to show before and after; @phone:1600 or @camera:6400 put noise on a "
+        "clean one.",
+    )
     parser.add_argument("--card_only", action="store_true", help="Write the card, and publish nothing.")
     parser.add_argument("--private", action="store_true", help="Make a new repo private.")
     parser.add_argument("--overwrite_card", action="store_true", help="Even if somebody changed it on the Hub.")
@@ -46,39 +56,66 @@ def parse_args(argv=None):
     return args
 
 
-def read_results(file: Path, folder: Path) -> list[Result]:
+def read_results(files: list[Path], folder: Path) -> list[Result]:
     """What evaluate.py has measured of the model in this folder."""
     results = []
-    for part in json.loads(file.read_text(encoding="utf-8")):
+    for part in [part for file in files for part in json.loads(file.read_text(encoding="utf-8"))]:
+        dataset = f"{part['name']}, {len(part['pictures'])} pictures"
         noisy = next(method["figures"] for method in part["methods"] if method["name"] == "noisy input")
         for method in part["methods"]:
             if method["model"] and Path(method["model"]).resolve() == folder.resolve() and "figures" in method:
-                dataset = f"{part['name']}, {len(part['pictures'])} pictures, {method['variant']}"
                 for key in [key for key in METRICS if key in noisy]:
-                    results.append(Result(dataset, METRICS[key], noisy[key], method["figures"][key]))
+                    denoised = method["figures"][key]
+                    results.append(Result(dataset, METRICS[key], noisy[key], denoised, method["variant"]))
     if not results:
-        raise ValueError(f"{file} has no figures of the model {folder}.")
+        raise ValueError(f"{' and '.join(map(str, files))} has no figures of the model {folder}.")
     return results
 
 
-def write_picture(file: Path, noisy_file: Path, folder: Path):
-    pixels = read_image(noisy_file).pixels
-    if pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)
-    noisy = Image.fromarray(pixels.squeeze())
-    compare({"noisy": noisy, "denoised": RealDenoisePipeline.from_pretrained(folder)(noisy).images[0]}).save(file)
+def write_picture(file: Path, specs: list[str], folder: Path):
+    """Noisy and denoised photographs, and the truth where it is known, below each other."""
+    pipe = RealDenoisePipeline.from_pretrained(folder)
+    rows = []
+    for spec in specs:
+        source, preset, iso = re.fullmatch(r"(.+?)(?:@(phone|camera):(\d+))?", spec).groups()
+        pixels = read_image(source).pixels
+        picture = Image.fromarray(np.uint8(pixels // 257 if pixels.dtype == np.uint16 else pixels).squeeze())
+        noisy = to_tensor(picture.convert("RGB"))
+        if preset:
+            generator = torch.Generator().manual_seed(2)  # which is well exposed
+            clean, noisy = CameraNoise(preset)(noisy, generator, float(iso))
+        denoised = pipe(noisy, output_type="pt").images
+        if preset:
+            row = {f"simulated {preset}, ISO {iso}": noisy, "denoised": denoised}
+            row = {f"{name}: {psnr(x, clean).item():.1f} dB": x for name, x in row.items()} | {"clean": clean}
+        else:
+            row = {"noisy": noisy, "denoised": denoised}
+        box = (picture.width * 2 // 5, picture.height * 2 // 5)  # the middle, whatever it shows
+        rows.append(compare({name: to_pil(x) for name, x in row.items()}, width=900, box=box))
+    stack(rows).save(file, quality=90)
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0)[None] / 255
+
+
+def to_pil(picture: torch.Tensor) -> Image.Image:
+    return Image.fromarray((picture[0].movedim(0, -1) * 255).round().byte().numpy())
 
 
 def main(args):
     if args.card:
-        known = tomllib.loads(args.card.read_text(encoding="utf-8"))
+        try:
+            known = tomllib.loads(args.card.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{args.card}: {error}") from None
         unknown = sorted(set(known) - CARD_KEYS)
         if unknown:
             raise ValueError(f"{args.card} may hold {', '.join(sorted(CARD_KEYS))}, not {', '.join(unknown)}.")
         if args.results:
             known["results"] = read_results(args.results, args.folder)
         if args.picture:
-            known["picture"] = "before_after.png"
+            known["picture"] = "before_after.jpg"
             write_picture(args.folder / known["picture"], args.picture, args.folder)
         model_card(args.repo_id, **known).save(args.folder / "README.md")
         print(f"Wrote {args.folder / 'README.md'}")

@@ -34,7 +34,8 @@ class Fault:
     """What goes wrong with requests whose path contains `path`, so many times."""
 
     path: str
-    status: int | None = None  # answer with this
+    status: int | None = None  # answer with this,
+    code: str = ""  # and the Hub's word for what it means
     drop_after: int | None = None  # break off a file after so many bytes
     corrupt: bool = False  # send a file with its last bit flipped
     times: float = float("inf")
@@ -70,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault:
             self.fault.times -= 1
             if self.fault.status:
-                return self.answer({"error": "asked for"}, self.fault.status)
+                return self.answer({"error": "asked for"}, self.fault.status, X_Error_Code=self.fault.code)
         for pattern, method in self.ROUTES.items():
             if match := re.fullmatch(pattern, path):
                 return method(self, *match.groups(), body=body)
@@ -98,14 +99,15 @@ class Handler(BaseHTTPRequestHandler):
     def find(self, name: str, revision: str = "main"):
         """The repo and the files of a revision, or nothing, once the client has been told so."""
         repo = self.server.hub.repos.get(name)
+        if self.headers.get("Authorization") and not self.is_known():
+            self.answer({}, 401, X_Error_Message="Invalid credentials in Authorization header")
+            return None, None, None
         if repo is None or (repo.private and not self.is_known()):
-            self.answer(
-                {"error": "Repository not found"}, 404 if self.is_known() else 401, X_Error_Code="RepoNotFound"
-            )
+            self.answer({}, 404 if self.is_known() else 401, X_Error_Code="RepoNotFound")
             return None, None, None
         sha = repo.sha if revision == "main" else revision
         if sha not in repo.commits:
-            self.answer({"error": "Invalid rev id"}, 404, X_Error_Code="RevisionNotFound")
+            self.answer({}, 404, X_Error_Code="RevisionNotFound")
             return None, None, None
         return repo, sha, repo.commits[sha]
 

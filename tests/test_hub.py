@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from typer.testing import CliRunner
 
-from gdd_diffusers import RealDenoisePipeline, cli
+from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline, cli
 from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
 
 
@@ -28,8 +28,10 @@ CODE = ["pipeline_real_denoise.py", "scheduling_interpolation.py", "tiling.py", 
 # What every client begins with: `run(pipe)` gives three steps on a picture of several tiles.
 CLIENT = """
 import json, sys
+from pathlib import Path
 import numpy as np, torch
 from diffusers import DiffusionPipeline
+from typer.testing import CliRunner
 picture = torch.from_numpy(np.random.default_rng(0).random((1, 3, 90, 101), np.float32))
 def run(pipe):
     pipe.set_progress_bar_config(disable=True)
@@ -38,10 +40,7 @@ def run(pipe):
 
 PUBLISH = """
 import logging
-from pathlib import Path
 from gdd_diffusers import RealDenoisePipeline, cli, hub
-from PIL import Image
-from typer.testing import CliRunner
 
 warned = []
 logging.getLogger("gdd_diffusers.hub").addFilter(lambda record: warned.append(record.getMessage()))
@@ -74,9 +73,33 @@ for kwargs in ({"private": True}, {"token": "hf_wrong"}):
 print(json.dumps({"warnings": warned}))
 """
 
-WITH_PACKAGE = """
+COMMAND = """
+from gdd_diffusers import cli
+def denoise(model, output):
+    arguments = ["denoise", noisy, "-o", output, "--model", model, "--dtype", "float32", "--steps", "3"]
+    return CliRunner().invoke(cli.app, arguments).exit_code
+"""
+
+WITH_PACKAGE = (
+    COMMAND
+    + """
+from concurrent.futures import ThreadPoolExecutor
 from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
-load, (sha, output, *cases) = RealDenoisePipeline.from_pretrained, sys.argv[1:]
+load, (sha, output, noisy, *cases) = RealDenoisePipeline.from_pretrained, sys.argv[1:]
+
+def attempt(name):
+    repo, _, revision = name.partition("@")
+    try:
+        load(repo, revision=revision or None, token="hf_wrong" if repo == "org/refused" else None)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+with ThreadPoolExecutor(len(cases)) as pool:  # since the client tries again for seconds
+    said = dict(zip(cases, pool.map(attempt, cases)))
+for name in ("org/cut", "org/corrupt"):  # the second time it goes well
+    said[name + " again"] = attempt(name)
+scheduler = InterpolationScheduler.from_pretrained("org/gdd", subfolder="scheduler")
+origin = InterpolationScheduler.from_config(scheduler.config, step_rule="origin")
 np.savez(
     output,
     main=run(load("org/gdd")),
@@ -84,31 +107,23 @@ np.savez(
     cpu=run(load("org/gdd", device_map="cpu")),
     private=run(load("org/private", token="hf_" + "t" * 34)),
     fp16=run(load("org/gdd", variant="fp16", dtype=torch.float16)),
+    plain=run(load("org/plain")),
+    string=run(load("org/string", cache_dir=output + ".cache")),
+    trusted=run(load("org/evil", trust_remote_code=True)),
+    scheduler=run(load("org/gdd", scheduler=scheduler)),
+    origin=run(load("org/gdd", scheduler=origin)),
     dropped=run(load("org/dropped")),
     evil=run(load("org/evil")),
 )
-scheduler = InterpolationScheduler.from_pretrained("org/gdd", subfolder="scheduler")
-pipe = load("org/gdd")
-pipe.scheduler = InterpolationScheduler.from_config(scheduler.config, step_rule="origin")
-said = {"scheduler": type(scheduler).__name__, "rules": np.abs(run(pipe) - run(load("org/gdd"))).max() > 0}
-
-def attempt(name, **kwargs):
-    try:
-        load(name, **kwargs)
-    except (OSError, ValueError) as error:
-        return str(error)
-
-for name in cases:
-    repo, _, revision = name.partition("@")
-    said[name] = attempt(repo, revision=revision or None)
-for name in ("org/cut", "org/corrupt"):  # the second time it goes well
-    said[name + " again"] = attempt(name)
+said["denoise"] = denoise(f"org/gdd@{sha}", output + ".png")
+said["cache"] = sorted(path.name for path in Path(output + ".cache").glob("models--*"))
 try:
     DiffusionPipeline.from_pretrained("org/evil")
 except ValueError as error:
     said["org/evil without trust"] = str(error)
 print(json.dumps(said, default=bool))
 """
+)
 
 WITHOUT_PACKAGE = """
 sys.modules["gdd_diffusers"] = None
@@ -125,9 +140,11 @@ except ImportError as error:
     print(json.dumps([type(pipe).__module__, pipe.receptive_field, str(error)]))
 """
 
-OFFLINE = """
+OFFLINE = (
+    COMMAND
+    + """
 from gdd_diffusers import RealDenoisePipeline
-load, (sha, output) = RealDenoisePipeline.from_pretrained, sys.argv[1:]
+load, (sha, output, noisy) = RealDenoisePipeline.from_pretrained, sys.argv[1:]
 np.savez(
     output,
     main=run(load("org/gdd")),
@@ -138,8 +155,9 @@ np.savez(
 try:
     load("org/pushed")
 except OSError as error:
-    print(json.dumps(str(error)))
+    print(json.dumps([str(error), denoise(f"org/gdd@{sha}", output + ".png")]))
 """
+)
 
 EVIL = 'from pathlib import Path\n\nPath("{marker}").touch()\n\n\nclass {name}:\n    pass\n'
 
@@ -152,6 +170,8 @@ class World:
         self.model = folder / "my-gdd"
         torch.manual_seed(0)
         self.pipe = make_pipeline(tile_size=64, tile_overlap=32)
+        self.noisy = folder / "noisy.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(self.noisy)
         self.pipe.save_pretrained(self.model)
         model_card("my-gdd", license="apache-2.0", picture="before_after.png").save(self.model / "README.md")
         for name in ("before_after.png", "private.png", "unet/optimizer.bin", "checkpoint-1/optimizer.bin"):
@@ -181,10 +201,10 @@ class World:
     def files(self, name: str) -> dict[str, bytes]:
         return self.hub.repos[name].commits[self.hub.repos[name].sha]
 
-    @property
-    def expected(self) -> np.ndarray:
+    def expected(self, step_rule="improved") -> np.ndarray:
+        pipe = RealDenoisePipeline.from_pretrained(self.model, scheduler=InterpolationScheduler(step_rule=step_rule))
         picture = torch.from_numpy(np.random.default_rng(0).random((1, 3, 90, 101), np.float32))
-        return self.pipe(picture, num_inference_steps=3, output_type="np").images
+        return pipe(picture, num_inference_steps=3, output_type="np").images
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +251,12 @@ def reader(world, author):
         return files | {"model_index.json": json.dumps(index).encode()}
 
     put("org/private", private=True)
-    for name in ("cut", "corrupt", "broken"):
+    for name in ("cut", "corrupt", "down", "broken", "refused", "gated"):
         put(f"org/{name}")
+    index = json.loads(good["model_index.json"])
+    put("org/string", {"model_index.json": json.dumps(index | {"_class_name": "RealDenoisePipeline"}).encode()})
+    index = (world.model / "model_index.json").read_bytes()
+    put("org/plain", {"model_index.json": index}, without=[path for path in good if path.endswith(".py")])
     weights = [f"unet/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16")]
     # the client writes, and so can resume after, pieces of 10 MiB; a header can be as long as one wants
     long = safetensors.torch.load(good[weights[0]])
@@ -250,12 +274,14 @@ def reader(world, author):
         Fault(weights_of("org/dropped"), drop_after=10_700_000, times=1),
         Fault(weights_of("org/cut"), drop_after=0, times=6),  # and all retries
         Fault(weights_of("org/corrupt"), corrupt=True, times=1),
-        Fault("org/broken", status=503),
+        Fault("org/down", status=503),
+        Fault(weights_of("org/broken"), status=500),
+        Fault("org/gated/resolve", status=403, code="GatedRepo"),
     ]
     output = world.folder / "reader.npz"
-    cases = ["org/pushed", "org/missing", "org/gdd@nope", "org/cut", "org/corrupt", "org/broken", "org/pickle"]
-    cases += ["org/other", "not-a-folder/of/mine"]
-    (said,) = world.finish(world.client(WITH_PACKAGE, hub.repos["org/gdd"].sha, output, *cases))
+    cases = ["org/pushed", "org/missing", "org/gdd@nope", "org/cut", "org/corrupt", "org/down", "org/broken"]
+    cases += ["org/refused", "org/gated", "org/pickle", "org/other", "not-a-folder/of/mine"]
+    (said,) = world.finish(world.client(WITH_PACKAGE, hub.repos["org/gdd"].sha, output, world.noisy, *cases))
     assert not marker.exists()
     return dict(np.load(output)), said
 
@@ -309,18 +335,30 @@ def test_what_the_hub_refuses_is_said(author):
     ]
 
 
-@pytest.mark.parametrize("case", ["main", "pinned", "cpu", "private", "dropped", "evil"])
+@pytest.mark.parametrize("case", "main pinned cpu private plain string trusted scheduler dropped evil".split())
 def test_loaded_with_the_package(world, reader, case):
-    assert np.array_equal(reader[0][case], world.expected)
+    assert np.array_equal(reader[0][case], world.expected())
 
 
 def test_half_precision_differs_by_its_rounding(world, reader):
-    difference = np.abs(reader[0]["fp16"] - world.expected).max()
+    difference = np.abs(reader[0]["fp16"] - world.expected()).max()
     assert 0 < difference < 0.01
 
 
-def test_scheduler_alone_and_another_rule(reader):
-    assert reader[1]["scheduler"] == "InterpolationScheduler" and reader[1]["rules"] is True
+def test_another_rule_from_the_config_of_the_scheduler_alone(world, reader):
+    assert np.array_equal(reader[0]["origin"], world.expected("origin"))
+    assert not np.array_equal(reader[0]["origin"], reader[0]["main"])
+
+
+def test_cache_is_where_it_should_be(reader):
+    assert reader[1]["cache"] == ["models--org--string"]
+
+
+def test_command_denoises_with_a_repo(world, reader):
+    assert reader[1]["denoise"] == 0
+    image = Image.open(world.noisy)
+    expected = np.asarray(world.pipe(image, num_inference_steps=3).images[0])
+    assert np.array_equal(np.asarray(Image.open(world.folder / "reader.npz.png")), expected)
 
 
 def test_dropped_connection_is_resumed(world, reader):
@@ -338,7 +376,10 @@ def test_dropped_connection_is_resumed(world, reader):
         "org/cut again": None,
         "org/corrupt": "arrived damaged: the sha256 of diffusion_pytorch_model.safetensors is",
         "org/corrupt again": None,
-        "org/broken": "the Hub answered with HTTP status 503; try again later",
+        "org/down": "the Hub answered with HTTP status 503; try again later",
+        "org/broken": "the Hub answered with HTTP status 500; try again later",
+        "org/refused": "your token does not allow it, or there is none; log in with `hf auth login` or pass another",
+        "org/gated": "its owners have to let you in; ask for access on its page and log in",
         "org/pickle": "has no weights diffusion_pytorch_model.safetensors in its folder `unet`; pickled ones are",
         "org/other": "its `scheduler` is EvilScheduler, not InterpolationScheduler",
         "not-a-folder/of/mine": "neither a valid local path nor a valid repo id",
@@ -360,13 +401,14 @@ def test_no_half_file_is_kept(world, reader):
 def test_offline_from_the_cache(world, reader):
     before = len(world.hub.requests)
     output = world.folder / "offline.npz"
-    client = world.client(OFFLINE, world.hub.repos["org/gdd"].sha, output, HF_HUB_OFFLINE="1")
-    assert world.finish(client) == [
-        "Could not get org/pushed from the Hub: it is not all in the cache, and the Hub cannot be reached."
-    ]
+    client = world.client(OFFLINE, world.hub.repos["org/gdd"].sha, output, world.noisy, HF_HUB_OFFLINE="1")
+    ((said, code),) = world.finish(client)
+    assert said == "Could not get org/pushed from the Hub: it is not all in the cache, and the Hub cannot be reached."
+    assert code == 0
+    assert (world.folder / "offline.npz.png").read_bytes() == (world.folder / "reader.npz.png").read_bytes()
     assert len(world.hub.requests) == before
     loaded = np.load(output)
-    assert all(np.array_equal(loaded[name], world.expected) for name in ("main", "pinned", "local"))
+    assert all(np.array_equal(loaded[name], world.expected()) for name in ("main", "pinned", "local"))
     assert np.array_equal(loaded["fp16"], reader[0]["fp16"])
 
 
@@ -377,7 +419,7 @@ def test_loaded_without_the_package(world, reader):
     assert module.startswith("diffusers_modules.") and "gdd-diffusers" in refusal
     assert receptive_field == world.pipe.receptive_field  # so tiles are cut and joined in the same way
     loaded = np.load(output)
-    assert all(np.array_equal(loaded[name], world.expected) for name in ("main", "pinned"))
+    assert all(np.array_equal(loaded[name], world.expected()) for name in ("main", "pinned"))
     assert np.array_equal(loaded["fp16"], reader[0]["fp16"])
 
 
@@ -435,6 +477,7 @@ def test_card_has_its_sections_and_results(tmp_path):
         results=[
             Result("Kodak, sigma 25", "PSNR (dB)", 20.456, 30.123),
             Result("Kodak, sigma 25", "SSIM", 0.5, 0.91234),
+            Result("Kodak, sigma 25", "PSNR (dB)", 20.456, 29.0, "origin, 10 steps"),
         ],
         commands=["python examples/evaluate.py"],
         limits="Text blurs.",
@@ -447,60 +490,73 @@ def test_card_has_its_sections_and_results(tmp_path):
     data = card.data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "image-to-image")
     assert data.datasets == ["org/pictures"]
-    measured = [(r.dataset_name, r.dataset_type, r.metric_type, r.metric_value) for r in data.eval_results]
-    assert measured == [
-        ("Kodak, sigma 25", "kodak-sigma-25", "psnr", 30.12),
-        ("Kodak, sigma 25", "kodak-sigma-25", "ssim", 0.9123),
+    assert {(r.dataset_name, r.dataset_type) for r in data.eval_results} == {("Kodak, sigma 25", "kodak-sigma-25")}
+    assert [(r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results] == [
+        ("psnr", "PSNR (dB), default", 30.12),
+        ("ssim", "SSIM, default", 0.9123),
+        ("psnr", "PSNR (dB), origin, 10 steps", 29.0),
     ]
-    for words in ("| Kodak, sigma 25 | PSNR (dB) | 20.46 | 30.12 |", "Ten minutes.", "one by A, CC0", "Text blurs."):
+    assert "| Kodak, sigma 25 | default | 20.46 → 30.12 | 0.5000 → 0.9123 |" in card.text
+    assert "| Kodak, sigma 25 | origin, 10 steps | 20.46 → 29.00 |  |" in card.text
+    for words in ("Ten minutes.", "one by A, CC0", "Text blurs."):
         assert words in card.text
-    assert "![Noisy, and denoised](before_after.png)" in card.text and "python examples/evaluate.py" in card.text
+    assert "![Noisy and denoised](before_after.png)" in card.text and "python examples/evaluate.py" in card.text
 
 
-def test_example_writes_the_card_of_a_trained_model(world, tmp_path, monkeypatch, capsys):
-    results = [
-        {
-            "name": "kitchen",
-            "pictures": ["a", "b"],
-            "methods": [
-                {"name": "noisy input", "model": None, "variant": None, "figures": {"psnr": 20.0, "ssim": 0.5}},
-                {
-                    "name": "gdd",
-                    "model": str(world.model),
-                    "variant": "1 step",
-                    "figures": {"psnr": 30.0, "ssim": 0.9},
-                },
-                {"name": "other", "model": "elsewhere", "variant": "1 step", "figures": {"psnr": 9.0, "ssim": 0.1}},
-            ],
-        }
-    ]
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "card.toml").write_text('license = "cc0-1.0"\nlimits = """\nText blurs.\n"""')
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(
-        tmp_path / "noisy.png"
-    )
-    options = ["--card", tmp_path / "card.toml", "--results", tmp_path / "results.json"]
-    options += ["--picture", tmp_path / "noisy.png", "--card_only"]
+@pytest.fixture
+def example(pipe, tmp_path, monkeypatch):
+    """Launches examples/publish.py on a model of its own with these options."""
+    pipe.save_pretrained(tmp_path / "model")
+    clean = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(clean).save(tmp_path / "clean.png")
 
-    def launch():
-        arguments = ["publish.py", world.model, "org/gdd", *options]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    def launch(*options):
+        arguments = ["publish.py", "model", "org/gdd", *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.chdir(tmp_path)
         runpy.run_path(str(Path(__file__).parents[1] / "examples" / "publish.py"), run_name="__main__")
 
-    kept = (world.model / "README.md").read_text()
-    launch()
-    card = ModelCard.load(world.model / "README.md")
-    assert card.data.license == "cc0-1.0" and "Text blurs." in card.text
-    assert [r.metric_value for r in card.data.eval_results] == [30.0, 0.9]
-    assert "![Noisy, and denoised](before_after.png)" in card.text
-    assert Image.open(world.model / "before_after.png").width == 2 * 64 + 8
+    return launch
 
-    (tmp_path / "card.toml").write_text('licence = "cc0-1.0"')
-    with pytest.raises(SystemExit, match="may hold .* not licence"):
-        launch()
-    (tmp_path / "card.toml").write_text("")
-    results[0]["methods"].pop(1)
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(SystemExit, match="has no figures of the model"):
-        launch()
-    (world.model / "README.md").write_text(kept)
+
+def write_results(file, *models):
+    methods = [{"name": "noisy input", "model": None, "variant": None, "figures": {"psnr": 20.0, "ssim": 0.5}}]
+    methods += [
+        {"name": "gdd", "model": model, "variant": "origin, 3 steps", "figures": {"psnr": 30.0, "ssim": 0.9}}
+        for model in models
+    ]
+    file.write_text(json.dumps([{"name": file.stem, "pictures": ["a", "b"], "methods": methods}]))
+
+
+def test_example_writes_the_card_of_a_trained_model(example, tmp_path):
+    write_results(tmp_path / "kitchen.json", str(tmp_path / "model"), "elsewhere")
+    write_results(tmp_path / "garden.json", "./model")
+    (tmp_path / "card.toml").write_text('license = "cc0-1.0"\nlimits = """\nText blurs.\n"""')
+    results = ["--results", "kitchen.json", "garden.json"]
+    pictures = ["--picture", "clean.png", "clean.png@phone:800"]
+    example("--card", "card.toml", *results, *pictures, "--card_only")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.license == "cc0-1.0" and "Text blurs." in card.text
+    assert "| kitchen, 2 pictures | origin, 3 steps | 20.00 → 30.00 | 0.5000 → 0.9000 |" in card.text
+    assert [r.dataset_name for r in card.data.eval_results] == ["kitchen, 2 pictures"] * 2 + ["garden, 2 pictures"] * 2
+    assert "![Noisy and denoised](before_after.jpg)" in card.text
+    # one below the other: noisy and denoised, which with simulated noise are followed by the truth
+    assert Image.open(tmp_path / "model" / "before_after.jpg").width == 3 * 64 + 2 * 8
+
+
+@pytest.mark.parametrize(
+    "toml, options, message",
+    [
+        ('licence = "cc0-1.0"', [], "card.toml may hold .*, not licence"),
+        ("license = cc0", [], "card.toml: "),
+        ("", ["--results", "other.json"], "other.json has no figures of the model model"),
+        ("", ["--picture", "nothing.png"], "nothing.png"),
+        ("", ["--picture", "clean.png@phone:0"], "iso"),
+    ],
+)
+def test_what_is_wrong_with_a_card_is_said(example, tmp_path, toml, options, message):
+    write_results(tmp_path / "other.json", "elsewhere")
+    (tmp_path / "card.toml").write_text(toml)
+    with pytest.raises(SystemExit, match=f"^publish.py: .*{message}"):
+        example("--card", "card.toml", "--card_only", *options)
+    assert not (tmp_path / "model" / "README.md").exists()

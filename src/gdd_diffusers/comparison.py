@@ -1,4 +1,4 @@
-"""A picture of two pictures: before and after, whole and enlarged."""
+"""Pictures of pictures: before and after, whole and enlarged."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -55,6 +55,33 @@ def compare(
         sheet.paste(
             crop.resize((crop_width * zoom, crop_height * zoom), Image.Resampling.NEAREST), (x, label + row + gap)
         )
+    return sheet
+
+
+def stack(pictures: list[Image.Image], gap: int = 16) -> Image.Image:
+    """
+    Puts pictures below each other, on white.
+
+    Args:
+        pictures (`list[PIL.Image.Image]`): Of any sizes.
+        gap (`int`, defaults to 16): Pixels between them.
+
+    Example:
+        ```py
+        >>> from PIL import Image
+        >>> from gdd_diffusers.comparison import stack
+
+        >>> stack([Image.new("RGB", (300, 200)), Image.new("RGB", (200, 100))]).size
+        (300, 316)
+
+        ```
+    """
+    height = sum(picture.height + gap for picture in pictures) - gap
+    sheet = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height + gap
     return sheet
 
 

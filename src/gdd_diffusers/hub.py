@@ -28,28 +28,31 @@ PIPELINE_MODULES = ("pipeline_real_denoise", "scheduling_interpolation", "tiling
 COMPONENT_MODULES = {"InterpolationScheduler": "scheduling_interpolation", "LocalUNet2DModel": "unet_local"}
 SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers [0-9a-f]{16} -->\n*$")
 
-# Loads a folder as a user would, in a process that knows nothing else, and denoises a picture.
+# Loads a folder as two users would, in a process that knows nothing else, and denoises a picture.
 LOAD = """
 import sys
 
-by, folder, output = sys.argv[1:]
-if by == "repo":
-    sys.modules["gdd_diffusers"] = None  # importing it fails, as where it is not installed
+sys.modules["gdd_diffusers"] = None  # importing it fails, as where it is not installed
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+folder, output = sys.argv[1:]
 picture = torch.from_numpy(np.random.default_rng(0).random((1, 1, 56, 72), np.float32))
-results = []
-for variant in (None, "fp16"):
-    if by == "repo":
-        pipe = DiffusionPipeline.from_pretrained(folder, variant=variant, trust_remote_code=True)
-    else:
-        from gdd_diffusers import RealDenoisePipeline
 
-        pipe = RealDenoisePipeline.from_pretrained(folder, variant=variant)
-    results.append(pipe(picture, num_inference_steps=2, output_type="np").images)
-np.save(output, results)
+
+def denoise(load, **kwargs):
+    pipes = [load(folder, variant=variant, **kwargs) for variant in (None, "fp16")]
+    return [pipe(picture, num_inference_steps=2, output_type="np").images for pipe in pipes]
+
+
+print("without this package, by its own code")
+by_code = denoise(DiffusionPipeline.from_pretrained, trust_remote_code=True)
+print("with this package")
+del sys.modules["gdd_diffusers"]
+from gdd_diffusers import RealDenoisePipeline
+
+np.save(output, [by_code, denoise(RealDenoisePipeline.from_pretrained)])
 """
 
 CARD = """# {name}
@@ -73,7 +76,8 @@ pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
 gdd denoise noisy.jpg --model {name}
 ```
 
-With diffusers alone, which runs the Python files of this repo; read them first, and pin the `revision` you have read:
+Without it, after `pip install torch diffusers accelerate`. This runs the Python files of this repo; read them first,
+and pin the `revision` that you have read:
 
 ```py
 from diffusers import DiffusionPipeline
@@ -125,12 +129,14 @@ class Result:
         dataset (`str`): The pictures and their noise.
         metric (`str`): Its name, with the unit in brackets if it has one: `"PSNR (dB)"`.
         noisy, denoised (`float`): Of the noisy pictures and of what the model makes of them.
+        setting (`str`, *optional*): How they were denoised, if not by default: `"origin, 10 steps"`.
     """
 
     dataset: str
     metric: str
     noisy: float
     denoised: float
+    setting: str = "default"
 
 
 def model_card(
@@ -144,7 +150,6 @@ def model_card(
     commands: list[str] | None = None,
     limits: str = "Made for photographs. What it does to other pictures has not been looked at.",
     picture: str | None = None,
-    picture_text: str = "Noisy, and denoised",
 ) -> ModelCard:
     """
     The model card of a pipeline, with fixed sections.
@@ -159,7 +164,6 @@ def model_card(
         commands (`list[str]`, *optional*): What measured it.
         limits (`str`): Markdown: what it does to pictures that it was not made for.
         picture (`str`, *optional*): A before/after picture, as a path relative to the card.
-        picture_text (`str`, defaults to `"Noisy, and denoised"`): For those who cannot see it.
 
     Example:
         ```py
@@ -171,25 +175,20 @@ def model_card(
 
         ```
     """
-    table = ["| pictures | measure | noisy | denoised |", "| --- | --- | ---: | ---: |"]
-    evaluations = []
-    for result in results or []:
-        noisy, denoised = (
-            f"{value:.2f}" if abs(value) >= 2 else f"{value:.4f}" for value in (result.noisy, result.denoised)
+    results = results or []
+    evaluations = [
+        EvalResult(
+            task_type="image-to-image",
+            task_name="Image denoising",
+            dataset_type=_slug(result.dataset),
+            dataset_name=result.dataset,
+            metric_type=_slug(result.metric.partition(" (")[0]),
+            metric_name=f"{result.metric}, {result.setting}",
+            metric_value=float(_number(result.denoised)),
         )
-        table.append(f"| {result.dataset} | {result.metric} | {noisy} | {denoised} |")
-        evaluations.append(
-            EvalResult(
-                task_type="image-to-image",
-                task_name="Image denoising",
-                dataset_type=_slug(result.dataset),
-                dataset_name=result.dataset,
-                metric_type=_slug(result.metric.partition(" (")[0]),
-                metric_name=result.metric,
-                metric_value=float(denoised),
-            )
-        )
-    measured = "\n".join(table) if results else "Not measured."
+        for result in results
+    ]
+    measured = _table(results) if results else "Not measured."
     if commands:
         measured += "\n\n```bash\n" + "\n".join(commands) + "\n```"
     data = ModelCardData(
@@ -203,7 +202,7 @@ def model_card(
     )
     text = CARD.format(
         name=name,
-        picture=f"\n![{picture_text}]({picture})\n" if picture else "",
+        picture=f"\n![Noisy and denoised]({picture})\n" if picture else "",
         recipe=recipe.strip(),
         training_data=training_data.strip(),
         license=license,
@@ -211,6 +210,22 @@ def model_card(
         limits=limits.strip(),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _table(results: list[Result]) -> str:
+    """A row for each set of pictures and setting, a column for each metric."""
+    metrics = list(dict.fromkeys(result.metric for result in results))
+    rows = {}
+    for result in results:
+        cells = rows.setdefault((result.dataset, result.setting), dict.fromkeys(metrics, ""))
+        cells[result.metric] = f"{_number(result.noisy)} → {_number(result.denoised)}"
+    lines = [["noisy → denoised", "setting", *metrics], ["---"] * (2 + len(metrics))]
+    lines += [[*names, *cells.values()] for names, cells in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 2 else f"{value:.4f}"
 
 
 def _slug(text: str) -> str:
@@ -287,26 +302,24 @@ def _sign(card: str) -> str:
 
 def check_repo(folder: str | os.PathLike):
     """
-    Loads a folder in clean processes: with this package, without it by the folder's code, and its float16 variant.
+    Loads a folder in a clean process: without this package by the folder's code, then with it, float16 weights too.
 
     Raises:
         `RuntimeError`: When one of them fails or gives another picture.
     """
-    pictures = {}
     with tempfile.TemporaryDirectory() as home:
-        environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
-        environment |= {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "HF_HUB_OFFLINE": "1"}
-        for by in ("repo", "package"):
-            output = Path(home) / f"{by}.npy"
-            command = [sys.executable, "-c", LOAD, by, str(folder), str(output)]
-            process = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if process.returncode:
-                how = {"package": "with this package", "repo": "without this package, by its own code"}[by]
-                reason = process.stderr.strip().splitlines()[-1]
-                raise RuntimeError(f"The repo does not load {how}, so it was not published: {reason}")
-            pictures[by] = np.load(output)
-    by_code = np.abs(pictures["package"] - pictures["repo"]).max()
-    by_variant = np.abs(pictures["package"][0] - pictures["package"][1]).max()
+        settings = ("HF_", "HUGGING_FACE_", "DIFFUSERS_")  # tokens, caches, and whether a repo's code may run at all
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
+        environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1"}
+        output = Path(home, "pictures.npy")
+        command = [sys.executable, "-c", LOAD, str(folder), str(output)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if process.returncode:
+            how, reason = (text.strip().splitlines()[-1] for text in (process.stdout, process.stderr))
+            raise RuntimeError(f"The repo does not load {how}, so it was not published: {reason}")
+        pictures = np.load(output)
+    by_code = np.abs(pictures[0] - pictures[1]).max()
+    by_variant = np.abs(pictures[:, 0] - pictures[:, 1]).max()
     if not (by_code == 0 and by_variant < 0.01):
         raise RuntimeError(
             f"The repo was not published: its own code changes pictures by {by_code:.2g}, its float16 weights by "
