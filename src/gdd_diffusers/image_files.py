@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,17 +97,24 @@ def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
         roots = [given] if os.path.isdir(given) else glob.glob(given, recursive=True)
         if not roots:
             raise FileNotFoundError(f"{given} does not exist.")
-        pictures = [
-            file
-            for root in map(Path, roots)
-            for file in ([root] if root.is_file() else root.rglob("*") if recursive else root.iterdir())
-            if file.suffix.lower() in FORMATS and file.is_file()
-            if not any(part.startswith(".") for part in file.relative_to(root).parts)
-        ]
+        pictures = [file for file in map(Path, roots) if file.is_file() and file.suffix.lower() in FORMATS]
+        for folder in filter(os.path.isdir, roots):
+            pictures += pictures_in(folder, FORMATS, recursive)
         if not pictures:
             raise FileNotFoundError(f"{given} holds no picture: no file there ends in {', '.join(FORMATS)}.")
         found.update(pictures)
     return sorted(found)
+
+
+def pictures_in(folder: str | Path, suffixes: Container[str], recursive: bool) -> list[Path]:
+    """The files in a folder that end in one of the `suffixes`, sorted, but for those that are hidden."""
+    folder = Path(folder)
+    return sorted(
+        file
+        for file in (folder.rglob("*") if recursive else folder.iterdir())
+        if file.suffix.lower() in suffixes and file.is_file()
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
 
 
 def read_image(path: str | Path) -> ImageFile:

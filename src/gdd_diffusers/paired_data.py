@@ -20,10 +20,13 @@ import psutil
 import torch
 from PIL import Image, ImageOps
 
+from .image_files import pictures_in
+from .matlab_files import open_dnd, open_sidd_blocks
+
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm"}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")  # that Pillow decodes
 
 # The simulator gets this much more than the crop on each side, so that its borders, and the 8x8 grid of its JPEG
 # blocks, fall anywhere in what the network sees.
@@ -44,14 +47,11 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    files = pictures_in(folder, IMAGE_SUFFIXES, recursive=True)
     if not files:
-        raise FileNotFoundError(
-            f"No pictures were found in {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
+        raise FileNotFoundError(f"No pictures were found in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}).")
     return files
 
 
@@ -155,15 +155,12 @@ def load_sidd(folder: str | Path) -> datasets.Dataset:
 
 def load_sidd_validation(folder: str | Path) -> datasets.Dataset:
     """
-    The SIDD validation blocks, `ValidationNoisyBlocksSrgb.mat` and `ValidationGtBlocksSrgb.mat` [40, 32, 256, 256, 3].
+    The SIDD validation blocks, each of the 40 pictures a scene; they are kept in memory, as PNG files.
 
-    Each of the 40 pictures is a scene. The blocks are kept in memory, as PNG files.
+    Raises:
+        FileNotFoundError, ValueError: As [`open_sidd_blocks`].
     """
-    noisy, clean = (_read_mat(Path(folder) / f"Validation{name}BlocksSrgb.mat") for name in ("Noisy", "Gt"))
-    if noisy.shape != clean.shape:
-        raise ValueError(f"The noisy blocks in {folder} are {noisy.shape}, the clean ones {clean.shape}.")
-    blocks = np.ndindex(noisy.shape[:2])
-    return _from_arrays((noisy[i, j], clean[i, j], f"{i:04d}", f"{i:04d}_{j:02d}.png") for i, j in blocks)
+    return _from_arrays(*open_sidd_blocks(folder, "ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb"))
 
 
 def load_polyu(folder: str | Path) -> datasets.Dataset:
@@ -208,23 +205,13 @@ def load_scenes(folder: str | Path) -> datasets.Dataset:
 
 def load_dnd(folder: str | Path) -> datasets.Dataset:
     """
-    The noisy crops of DND in sRGB, rounded to 8 bits: `info.mat` and `images_srgb/*.mat`. There are no clean ones.
+    The noisy crops of DND in sRGB, rounded to 8 bits; they are kept in memory, as PNG files. There are no clean ones.
 
-    The boxes in `info.mat` count from 1 and hold top, left, bottom, right (Plötz and Roth, CVPR 2017).
+    Raises:
+        OSError, ValueError: As [`open_dnd`].
     """
-    import h5py
-
-    def crops():
-        with h5py.File(Path(folder) / "info.mat") as file:
-            boxes = [np.array(file[reference]).T.astype(int) for reference in file["info/boundingboxes"][0]]
-        for i, boxes_of_picture in enumerate(boxes, 1):
-            with h5py.File(Path(folder) / "images_srgb" / f"{i:04d}.mat") as file:
-                picture = np.array(file["InoisySRGB"]).T
-            for j, (top, left, bottom, right) in enumerate(boxes_of_picture, 1):
-                crop = (picture[top - 1 : bottom, left - 1 : right] * 255).round().astype(np.uint8)
-                yield crop, None, f"{i:04d}", f"{i:04d}_{j:02d}.png"
-
-    return _from_arrays(crops()).remove_columns("clean")
+    names, load = open_dnd(folder)
+    return _from_arrays(names, lambda i: ((load(i) * 255).round().astype(np.uint8),))
 
 
 LAYOUTS = {
@@ -287,14 +274,13 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     Raises:
         ValueError: If there is but one scene.
     """
-    scenes = dataset["scene"] if "scene" in dataset.column_names else [str(i) for i in range(len(dataset))]
-    scenes = list(scenes)
+    scenes = list(dataset["scene"] if "scene" in dataset.column_names else map(str, range(len(dataset))))
     ordered = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
     if len(ordered) < 2:
         raise ValueError("All pictures are of one scene, so that none can be held out to validate on.")
     held_out = set(ordered[: max(1, round(share * len(ordered)))])
-    rows = {is_held: [i for i, scene in enumerate(scenes) if (scene in held_out) == is_held] for is_held in (0, 1)}
-    return dataset.select(rows[0]), dataset.select(rows[1])
+    split = [[i for i, scene in enumerate(scenes) if (scene in held_out) == held] for held in (False, True)]
+    return dataset.select(split[0]), dataset.select(split[1])
 
 
 def _from_files(clean: list[Path], noisy: list[Path] | None = None, scenes: Iterable[str] = ()) -> datasets.Dataset:
@@ -313,24 +299,13 @@ def _from_files(clean: list[Path], noisy: list[Path] | None = None, scenes: Iter
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))
 
 
-def _from_arrays(rows: Iterable[tuple[np.ndarray, np.ndarray | None, str, str]]) -> datasets.Dataset:
-    """(noisy, clean, scene, name) to a data set of PNG files in memory."""
-    columns = {"noisy": [], "clean": [], "scene": []}
-    for noisy, clean, scene, name in rows:
-        columns["noisy"].append({"bytes": to_png(noisy), "path": name})
-        columns["clean"].append(None if clean is None else {"bytes": to_png(clean), "path": name})
-        columns["scene"].append(scene)
-    features = {"noisy": datasets.Image(), "clean": datasets.Image(), "scene": datasets.Value("string")}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-
-
-def _read_mat(path: Path) -> np.ndarray:
-    """The one array, named as the file, of a MATLAB file."""
-    import scipy.io
-
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    return scipy.io.loadmat(path)[path.stem]
+def _from_arrays(names: list[str], load: Callable[[int], tuple[np.ndarray, ...]]) -> datasets.Dataset:
+    """What `open_sidd_blocks` or `open_dnd` gives to a data set of PNG files in memory."""
+    rows = [[{"bytes": to_png(x), "path": f"{name}.png"} for x in load(i)] for i, name in enumerate(names)]
+    columns = dict(zip(("noisy", "clean"), zip(*rows, strict=True), strict=False))
+    features = {name: datasets.Image() for name in columns} | {"scene": datasets.Value("string")}
+    data = {name: list(cells) for name, cells in columns.items()} | {"scene": [name.split("_")[0] for name in names]}
+    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
 
 
 def open_cell(cell: dict) -> Image.Image:
@@ -408,12 +383,7 @@ class Pictures:
         for name in self.columns:
             try:
                 picture[name] = decode(cells[name])
-            except (
-                OSError,
-                SyntaxError,
-                ValueError,
-                Image.DecompressionBombError,
-            ) as error:  # of Pillow, for one file
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
                 file = cells[name]["path"] or f"row {row}"
                 if row not in self.unreadable:
                     logger.warning(f"{file} cannot be read and is left out: {error}")
@@ -427,9 +397,7 @@ class Pictures:
                 return None
         sizes = [picture[name].shape[1::-1] for name in self.columns]
         if sizes[0] != sizes[-1]:
-            raise ValueError(
-                f"A pair must have one size, but those of {picture['file']} are {sizes[0]} and {sizes[1]}."
-            )
+            raise ValueError(f"A pair must have one size, but {picture['file']} has {sizes[0]} and {sizes[1]}.")
         return picture
 
 
