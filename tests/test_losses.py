@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gdd_diffusers import InterpolationScheduler
-from gdd_diffusers.losses import charbonnier, l1, l2
+from gdd_diffusers.losses import charbonnier, l1, l2, noise_weight
 
 
 @pytest.mark.parametrize("loss", [charbonnier, l1, l2])
@@ -63,3 +63,21 @@ def test_the_same_for_either_prediction_type(loss):
         output = guess if prediction_type == "sample" else (x_t - guess) / alpha
         losses.append(loss(scheduler.get_pred_original_sample(output, t, x_t), clean))
     torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("loss", [charbonnier, l1, l2])
+def test_a_weight_says_how_much_each_picture_counts(loss):
+    prediction, target = torch.rand(3, 3, 8, 8), torch.rand(3, 3, 8, 8)
+    weight = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1)
+    expected = (loss(prediction[1], target[1]) + 2 * loss(prediction[2], target[2])) / 3
+    torch.testing.assert_close(loss(prediction, target, weight=weight), expected)
+
+
+def test_fainter_noise_weighs_more():
+    clean = torch.zeros(4, 3, 8, 8)
+    noisy = torch.tensor([0.3, 0.1, 0.02, 0.0]).view(4, 1, 1, 1) * torch.randn(4, 3, 8, 8).sign()
+    weights = noise_weight(clean, noisy)
+    assert weights.shape == (4, 1, 1, 1)
+    torch.testing.assert_close(weights.flatten(), torch.tensor([0.15 / 0.35, 1.0, 0.15 / 0.07, 3.0]))
+    with pytest.raises(ValueError, match="one shape"):
+        noise_weight(clean, noisy[:1])
