@@ -106,8 +106,8 @@ def noise_weight(clean: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
     ```py
     >>> import torch
     >>> from gdd_diffusers.losses import noise_weight
-    >>> noise_weight(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.1)).flatten()
-    tensor([1., 1.])
+    >>> noise_weight(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.25)).flatten()
+    tensor([0.5000, 0.5000])
 
     ```
     """
