@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -22,18 +23,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from evaluation import report
-from evaluation.benchmarks import load_data, write_dnd_submission, write_sidd_submission
+from evaluation.benchmarks import PictureSet, load_data, write_dnd_submission, write_sidd_submission
 from evaluation.peers import load_peer
-from evaluation.results import Method, Results, measure, slug
+from evaluation.results import NOISY_INPUT, Method, Results, measure, runner, slug, to_float
 from tqdm.auto import tqdm
 
 from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
-from gdd_diffusers.pipeline_real_denoise import RealDenoisePipeline
+from gdd_diffusers.pipeline_real_denoise import BUNDLED, RealDenoisePipeline
 from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
 
 
-NOISY_INPUT = Method("noisy input", lambda picture: picture)
-SHEET_PICTURES = 8  # of each data set, whose results are kept to choose crops from
+SHEET_PICTURES = 5  # of each data set, whose results are kept to choose crops from
 
 
 def parse_args(argv=None):
@@ -44,7 +44,7 @@ def parse_args(argv=None):
         required=True,
         metavar="NAME:PATH[@NOISE:LEVEL]",
         help="Repeatable. Folders of pairs, PolyU, CC, SIDD, DND or hub:REPO, see examples/evaluation/benchmarks.py; "
-        "@gaussian:25, @phone:1600 or @camera:6400 put noise on clean pictures.",
+        "@gaussian:25, @phone:1600, @camera:6400 or @mixed:3200 put noise on clean pictures, @none leaves them clean.",
     )
     parser.add_argument("--max_pictures", type=int, help="So many of each data set, evenly spaced, for every method.")
     parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate"))
@@ -59,7 +59,10 @@ def parse_args(argv=None):
     parser.add_argument("--extra_metrics", nargs="*", default=[], metavar="METRIC", help="Of pyiqa: lpips, niqe, ...")
     ours = parser.add_argument_group("models of this package")
     ours.add_argument(
-        "--model", action="extend", nargs="*", help="Folders or Hub repos; if left out, what is bundled."
+        "--model",
+        action="extend",
+        nargs="*",
+        help="Repeatable. Folders or Hub repos; what is bundled if left out, none if no name follows.",
     )
     ours.add_argument("--steps", type=int, nargs="+", default=[1, 3, 5, 10])
     ours.add_argument("--rules", nargs="+", choices=["origin", "improved"], default=["origin", "improved"])
@@ -69,10 +72,17 @@ def parse_args(argv=None):
     ours.add_argument("--write_card", action="store_true", help="Write the figures into the model folders' cards.")
     ours.add_argument("--submission", action="store_true", help="Write the files that SIDD's benchmark and DND take.")
     args = parser.parse_args(argv)
+    if args.max_pictures is not None and args.max_pictures < 1:
+        parser.error(f"--max_pictures must be at least 1, not {args.max_pictures}.")
+    if min(args.steps) < 1 or not 0 <= min(args.strength) <= max(args.strength) <= 1:
+        parser.error("--steps must be at least 1, and --strength in [0, 1].")
     if args.submission and args.max_pictures:
         parser.error("a --submission takes all pictures, leave out --max_pictures.")
     if args.write_card and not (args.model and all(Path(model).is_dir() for model in args.model)):
         parser.error("--write_card needs folders of models, given as --model.")
+    for option in ("model", "compare", "steps", "rules", "strength"):  # a row given twice is one row
+        if getattr(args, option):
+            setattr(args, option, list(dict.fromkeys(getattr(args, option))))
     return args
 
 
@@ -80,7 +90,7 @@ def load_methods(args, device: torch.device) -> list[Method]:
     """The rows of the tables: the noisy input, models under every rule and number of steps, and peers."""
     methods = [NOISY_INPUT]
     models = [None] if args.model is None else args.model
-    labels = ["bundled" if model is None else Path(model).resolve().name for model in models]
+    labels = [BUNDLED.name if model is None else Path(model).resolve().name for model in models]
     for model, label in zip(models, labels, strict=True):
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, args.dtype)).to(device)
         pipe.set_progress_bar_config(disable=True)
@@ -89,11 +99,9 @@ def load_methods(args, device: torch.device) -> list[Method]:
         denoise, takes_sigma = load_peer(peer, device)
         name, _, weights = peer.rpartition(":") if peer.count(":") > 1 else (peer, "", None)
         fingerprint = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else ""
-        if takes_sigma:
-            methods.append(Method(f"{name}, blind", denoise, "blind", fingerprint))
-            methods.append(Method(f"{name}, best sigma", denoise, "best", fingerprint))
-        else:
-            methods.append(Method(name, denoise, None, fingerprint))
+        dtype = "float64" if peer == "bm3d" else "float32"
+        ways = {"blind": ", blind", "true": ", true sigma", "best": ", best sigma"} if takes_sigma else {None: ""}
+        methods += [Method(name + words, denoise, way, dtype, fingerprint) for way, words in ways.items()]
     return methods
 
 
@@ -110,17 +118,20 @@ def pipeline_methods(pipe: RealDenoisePipeline, model: str, label: str, args) ->
         return pipe(picture, num_inference_steps=steps, strength=strength, output_type="np").images[0]
 
     methods = []
-    for rule in args.rules:
+    # all rules take the same first step, so that one step is measured once
+    walks = [(rule, steps) for rule in args.rules for steps in args.steps if steps > 1]
+    for rule, steps in [(None, 1)] * (1 in args.steps) + walks:
         for strength in args.strength:
-            for steps in args.steps:
-                variant = f"{rule}, {steps} step{'s' * (steps > 1)}" + f", strength {strength}" * (strength != 1)
-                plain = partial(denoise, rule=rule, steps=steps, strength=strength)
-                variants = {variant: plain}
-                if args.self_ensemble:
-                    variants[f"{variant}, x8"] = partial(self_ensemble, plain)
-                for variant, function in variants.items():
-                    name = f"{label}, {variant}"
-                    methods.append(Method(name, function, None, fingerprint.hexdigest(), model, rule, steps, variant))
+            plain = partial(denoise, rule=rule or args.rules[0], steps=steps, strength=strength)
+            words = f", strength {strength:g}" * (strength != 1)
+            functions = {words: plain}
+            if args.self_ensemble:
+                functions[f"{words}, x8"] = partial(self_ensemble, plain)
+            for words, function in functions.items():
+                variant = f"{rule}, {steps} steps{words}" if rule else f"1 step{words}"
+                row = {"model": model, "kind": label + words, "rule": rule, "steps": steps, "variant": variant}
+                name = f"{label}, {variant}"
+                methods.append(Method(name, function, None, args.dtype, fingerprint.hexdigest(), **row))
     return methods
 
 
@@ -148,12 +159,16 @@ def load_metrics(extra: list[str], device: torch.device) -> dict[str, Callable]:
     return metrics
 
 
-def describe_machine(device: torch.device, dtype: str) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {dtype}"
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return f"{names[0] if names else platform.processor() or device.type}, {torch.get_num_threads()} threads, {dtype}"
+def describe_machine(state: PartialState) -> str:
+    if state.device.type == "cuda":
+        machine = torch.cuda.get_device_name(state.device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+        machine = (
+            f"{names[0] if names else platform.processor() or state.device.type}, {torch.get_num_threads()} threads"
+        )
+    return machine + f", {state.num_processes} processes at once" * (state.num_processes > 1)
 
 
 def evenly_spaced(items: list, count: int | None) -> list:
@@ -162,41 +177,62 @@ def evenly_spaced(items: list, count: int | None) -> list:
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
 
 
-def evaluate(method: Method, results: Results, kept: set[int], metrics: dict[str, Callable], title: str):
-    """Measures a method on this process's share of the pictures, leaving out what is known from a run before."""
-    state, pictures, known = PartialState(), results.pictures, results.read(method)
+def usable_methods(methods: list[Method], pictures: PictureSet) -> list[Method]:
+    """Without those that cannot be had on these pictures, or say nothing there."""
+
+    def usable(method):
+        if method.sigma == "true":
+            return bool(pictures.sigma)
+        if method.sigma == "best":  # takes the clean picture; and where there is no noise, none is the best level
+            return not pictures.submission and pictures.sigma != 0
+        return not (method is NOISY_INPUT and pictures.sigma == 0)
+
+    return list(filter(usable, methods))
+
+
+def evaluate(methods: list[Method], results: Results, kept: set[int], metrics: dict[str, Callable], progress: tqdm):
+    """Measures methods on this process's share of the pictures, leaving out what is known from a run before."""
+    state, pictures, warm = PartialState(), results.pictures, set()
+    methods, known = list(methods), {method.name: results.read(method) for method in methods}
     needed = set() if pictures.submission else metrics.keys()
-    for i in tqdm(
-        results.chosen[state.process_index :: state.num_processes], title, disable=not state.is_main_process
-    ):
-        row = known.get(i, {"error": "not measured yet"})
-        if "error" not in row and needed <= row.keys() and (i not in kept or results.picture_file(method, i).exists()):
-            continue
-        try:
-            row, result = measure(method, *pictures.load(i), metrics, state.device)
-        # Whatever a foreign model stumbles over costs it its own line of the table, not the run.
-        except Exception as error:
-            results.append(method, i, {"error": f"{type(error).__name__}: {error}"})
-            tqdm.write(f"{method.name} failed on {pictures.names[i]} of {pictures.name}: {error}", file=sys.stderr)
-            return
-        if i in kept:
-            results.write_picture(method, i, result)
-        results.append(method, i, row)
+    # picture by picture, so that what else the machine does meanwhile falls on all methods alike
+    for i in results.chosen[state.process_index :: state.num_processes]:
+        noisy, clean = results.load(i)
+        noisy, clean = to_float(noisy), None if clean is None else to_float(clean)
+        run = runner(noisy, warm)
+        for method in list(methods):
+            row = known[method.name].get(results.key(method, i), {"error": "not measured yet"})
+            if "error" not in row and needed <= row.keys():
+                if i not in kept or results.picture_file(method, i).exists():
+                    continue
+            progress.set_postfix_str(method.name)
+            try:
+                row, result = measure(method, run, noisy, clean, pictures.sigma, metrics, state.device)
+            # Whatever a foreign model stumbles over costs it its own line of the table, not the run.
+            except Exception as error:
+                results.append(method, i, {"error": f"{type(error).__name__}: {error}"})
+                tqdm.write(f"{method.name} failed on {pictures.names[i]} of {pictures.name}: {error}", file=sys.stderr)
+                methods.remove(method)
+                continue
+            if i in kept:
+                results.write_picture(method, i, result)
+            results.append(method, i, row)
+        progress.update()
 
 
 def collect(methods: list[Method], results: Results, metrics: dict[str, Callable]) -> dict:
     """One data set as `evaluation.report` wants it."""
     metric_names = [] if results.pictures.submission else list(metrics)
-    noisy_rows = list(results.read(NOISY_INPUT).values())
+    noisy_rows = results.read_chosen(NOISY_INPUT) if NOISY_INPUT in methods else None
     entries = []
     for method in methods:
-        rows = list(results.read(method).values())
-        entry = {key: getattr(method, key) for key in ("name", "model", "rule", "steps", "variant")}
+        rows = results.read_chosen(method)
+        entry = {key: getattr(method, key) for key in ("name", "model", "kind", "rule", "steps", "variant", "dtype")}
         failed = [row for row in rows if "error" in row]
         if failed:
             entry["error"] = f"{failed[0]['error']} (on {failed[0]['picture']})"
         else:
-            entry["figures"] = report.figures(rows, None if method is NOISY_INPUT else noisy_rows, metric_names)
+            entry["figures"] = report.figures(rows, noisy_rows, metric_names)
         entries.append(entry)
     names = [results.pictures.names[i] for i in results.chosen]
     return {
@@ -209,11 +245,11 @@ def collect(methods: list[Method], results: Results, metrics: dict[str, Callable
 
 
 def write_sheet(methods: list[Method], results: Results, kept: list[int], file: Path):
-    pictures = []
+    pictures = {}
     for i in kept:
-        noisy, clean = results.pictures.load(i)
+        noisy, clean = results.load(i)
         denoised = {method.name: results.read_picture(method, i) for method in methods if method is not NOISY_INPUT}
-        pictures.append({NOISY_INPUT.name: noisy, **denoised, "clean": clean})
+        pictures[results.pictures.names[i]] = {NOISY_INPUT.name: noisy, **denoised, "clean": clean}
     report.sheet(pictures, file)
 
 
@@ -228,50 +264,59 @@ def write_submission(method: Method, results: Results, seconds_per_megapixel: fl
     print(f"Wrote {folder}")
 
 
+def write_reports(data: list[dict], args):
+    (args.output_dir / "results.json").write_text(json.dumps(report.without_infinity(data), indent=1))
+    (args.output_dir / "results.md").write_text(report.markdown(data, shlex.join(["python", *sys.argv])))
+    report.plot_steps(data, args.output_dir / "steps.png")
+    report.plot_time(data, args.output_dir / "time.png")
+
+
 def main(args):
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    # processes wait for each other after each data set, and one may be hours behind
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     methods = load_methods(args, state.device)
     metrics = load_metrics(args.extra_metrics, state.device)
     data_sets = [load_data(spec) for spec in args.data]
-    machine = describe_machine(state.device, args.dtype)
+    slugs = [slug(pictures.name) for pictures in data_sets]
+    if twice := [name for name in slugs if slugs.count(name) > 1]:
+        raise ValueError(f"Two data sets are called {twice[0]}: give each --data a name of its own.")
+
+    # 1. Choose the pictures, the same for every method
+    chosen = [evenly_spaced(list(range(len(pictures.names))), args.max_pictures) for pictures in data_sets]
+    shares = [len(numbers[state.process_index :: state.num_processes]) for numbers in chosen]
+    progress = tqdm(total=sum(shares), unit="picture", disable=not state.is_main_process, smoothing=0.1)
 
     data = []
-    for number, pictures in enumerate(data_sets, start=1):
-        # 1. Choose: the same pictures for every method, and some of them whose results are kept
-        chosen = evenly_spaced(list(range(len(pictures.names))), args.max_pictures)
-        results = Results(args.output_dir, pictures, chosen, machine, state.process_index)
+    for pictures, numbers in zip(data_sets, chosen, strict=True):
+        results = Results(args.output_dir, pictures, numbers, describe_machine(state), state.process_index)
         submission = args.submission and pictures.submission
-        kept = chosen if submission else evenly_spaced(chosen, SHEET_PICTURES)
-        # where no clean picture is given away, nothing can tell which sigma is the best
-        usable = [method for method in methods if not (method.sigma == "best" and pictures.submission)]
+        kept = numbers if submission else evenly_spaced(numbers, SHEET_PICTURES)
+        usable = usable_methods(methods, pictures)
 
         # 2. Measure
-        for k, method in enumerate(usable, start=1):
-            title = f"{pictures.name} ({number}/{len(data_sets)}): {method.name} ({k}/{len(usable)})"
-            evaluate(method, results, set(kept), metrics, title)
+        progress.set_description(pictures.name)
+        evaluate(usable, results, set(kept), metrics, progress)
         state.wait_for_everyone()
         if not state.is_main_process:
             continue
 
-        # 3. Report what can be told of this data set alone
+        # 3. Report, after each data set, as much as is known
         part = collect(usable, results, metrics)
         data.append(part)
         worked = [method for method, entry in zip(usable, part["methods"], strict=True) if "figures" in entry]
+        denoisers = [method for method in worked if method is not NOISY_INPUT]
         if submission:
-            for method in worked[1:]:
+            for method in denoisers:
                 speed = next(e["figures"]["mpx_per_second"] for e in part["methods"] if e["name"] == method.name)
                 write_submission(method, results, 1 / speed)
-        elif not pictures.submission and len(worked) > 1:
-            write_sheet(worked, results, kept, args.output_dir / f"sheet-{slug(pictures.name)}.png")
-        print(f"\n{part['name']}, {len(chosen)} of {part['of']} pictures\n\n{report.table(part['methods'])}\n")
+        elif denoisers and not pictures.submission:
+            write_sheet(denoisers, results, kept, args.output_dir / f"sheet-{slug(pictures.name)}.png")
+        tqdm.write(f"\n{part['name']}, {len(numbers)} of {part['of']} pictures\n\n{report.table(part['methods'])}\n")
+        write_reports(data, args)
+    progress.close()
 
-    # 4. Report all of it
     if state.is_main_process:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        (args.output_dir / "results.json").write_text(json.dumps(data, indent=1))
-        (args.output_dir / "results.md").write_text(report.markdown(data, shlex.join(["python", *sys.argv])))
-        report.plot_steps(data, args.output_dir / "steps.png")
-        report.plot_time(data, args.output_dir / "time.png")
+        print(f"\nPSNR in dB\n\n{report.summary(data)}\n")
         for model in args.model if args.write_card else []:
             report.write_card(Path(model), model, data)
 
@@ -282,3 +327,5 @@ if __name__ == "__main__":
     # what a user can cause is said in one sentence
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run the same command again to go on.")

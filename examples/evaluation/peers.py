@@ -2,11 +2,14 @@
 
 Those that must be told the noise level are measured twice: blind, with the level that scikit-image estimates from the
 picture, and with the level that is best for each picture, found by looking at the clean one: no user can do better.
+Where the level is known, as with simulated Gaussian noise, they are measured with that one too.
 """
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +30,8 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
             picture and sigma in [0, 1], otherwise of the picture alone.
 
     Raises:
-        ValueError: If the name is unknown, or its package is missing.
+        ValueError: If the name is unknown, its package is missing, or its weights are of something else.
+        FileNotFoundError: If there is no such file of weights.
     """
     if name == "bm3d":
         bm3d = _package("bm3d", "Install the extra: pip install 'gdd-diffusers[eval]'.")
@@ -48,20 +52,33 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
             f"not {name!r}."
         )
     architecture, weights = rest
+    package = _package(
+        {"deepinv": "deepinv.models"}.get(library, library),
+        f"Install it: pip install {library} (it needs torchvision).",
+    )
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"There is no file {weights} (for --compare {name}).")
+    if library == "deepinv" and not hasattr(package, architecture):
+        raise ValueError(f"deepinv has no model {architecture!r}.")
+    try:
+        if library == "deepinv":
+            model = getattr(package, architecture)(pretrained=weights)
+        else:
+            model = package.ModelLoader(device).load_from_file(weights)
+    except Exception as error:  # each model has its own ways not to load
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from error
     if library == "deepinv":
-        models = _package("deepinv.models", "Install it: pip install deepinv (it needs torchvision).")
-        if not hasattr(models, architecture):
-            raise ValueError(f"deepinv has no model {architecture!r}.")
-        return _network(getattr(models, architecture)(pretrained=weights), device), True
-    spandrel = _package("spandrel", "Install it: pip install spandrel (it needs torchvision).")
-    model = spandrel.ModelLoader(device).load_from_file(weights)
+        # blind models of deepinv take sigma to ignore it, and have a default for it
+        sigma = inspect.signature(model.forward).parameters.get("sigma")
+        return _network(model, device), sigma is not None and sigma.default is sigma.empty
     if model.architecture.name.lower() != architecture.lower():
         raise ValueError(f"{weights} is a model of {model.architecture.name}, not of {architecture}.")
     return _network(model, device), False
 
 
-def best_sigma(denoise: Callable, noisy: np.ndarray, clean: np.ndarray) -> float:
-    """The noise level in [0, 1], to a quarter of an octave, at which `denoise(noisy, sigma)` is closest to `clean`."""
+def best_sigma(denoise: Callable[[float], np.ndarray], noisy: np.ndarray, clean: np.ndarray) -> float:
+    """The noise level in [0, 1], to a quarter of an octave, at which `denoise(sigma)` of `noisy` is best."""
 
     # The true level is the best one for white noise only: camera noise can want a third or twice of it. So climb from
     # there, in steps of a half and then a quarter of an octave.
@@ -72,7 +89,7 @@ def best_sigma(denoise: Callable, noisy: np.ndarray, clean: np.ndarray) -> float
 
     @functools.cache
     def error(sigma):
-        return np.mean((np.clip(denoise(noisy, sigma), 0, 1) - clean) ** 2)
+        return np.mean((np.clip(denoise(sigma), 0, 1) - clean) ** 2)
 
     k = 0
     for step in (2, 1):

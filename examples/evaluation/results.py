@@ -1,11 +1,10 @@
-"""Measure a denoiser on a picture, and keep what was measured so that a run can be stopped and resumed."""
+"""Measure denoisers on a picture, and keep what was measured so that a run can be stopped and resumed."""
 
 import ctypes
+import functools
 import hashlib
 import json
 import re
-import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyvips
 import torch
 
@@ -30,80 +28,145 @@ class Method:
         name (`str`): What tables call it.
         denoise (`Callable`): A function of a picture, [H, W, 3] float32 in [0, 1], to the same; if `sigma` is set, of
             the picture and the noise level in [0, 1].
-        sigma (`"blind"` or `"best"`, *optional*): How the noise level is chosen.
+        sigma (`"blind"`, `"true"` or `"best"`, *optional*): How the noise level is chosen.
+        dtype (`str`): What it computes in.
         fingerprint (`str`): Of the weights and settings; figures of others are not taken up by a resumed run.
-        model, rule, steps, variant: For models of this package: the folder or repo, the step rule, the number of
-            steps, and what tells its rows apart, in words.
+        model, kind, rule, steps, variant: For models of this package: the folder or repo, the name without rule and
+            steps, the step rule (`None` for one step, where all rules are one), the number of steps, and what tells
+            its rows apart, in words.
     """
 
     name: str
     denoise: Callable
     sigma: str | None = None
+    dtype: str | None = None
     fingerprint: str = ""
     model: str | None = None
+    kind: str | None = None
     rule: str | None = None
     steps: int | None = None
     variant: str | None = None
 
 
+NOISY_INPUT = Method("noisy input", lambda picture: picture)
+
+
 class PeakMemory:
-    """The most memory, in MB, in use at one time within a `with` block, beyond what was in use before it."""
+    """
+    The most memory, in MB, in use at one time within a `with` block beyond what was in use before it.
+
+    Linux keeps the peak of a process and lets the process reset it. Elsewhere, and where that is forbidden, `mb` is
+    `None`. `gpu_mb` is the same of a CUDA device, or `None`.
+    """
 
     def __enter__(self):
-        # what is free, but still held by the allocator, would hide what is taken next
-        if sys.platform == "linux":
+        self.before = self.mb = self.gpu_mb = None
+        try:
+            reset = Path("/proc/self/clear_refs").open("w")  # see proc(5)
+            # what is free, but still held by the allocator, would hide what is taken next
             ctypes.CDLL(None).malloc_trim(0)
-        self.process = psutil.Process()
-        self.before = self.peak = self.process.memory_info().rss
-        self.gpu = torch.cuda.is_available()
-        if self.gpu:
+            with reset:
+                reset.write("5")
+            self.before = self._peak()
+        except OSError:
+            pass
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.gpu_before = torch.cuda.memory_allocated()
-        self.finished = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
         return self
 
-    def _watch(self):
-        while not self.finished.wait(0.005):
-            self.peak = max(self.peak, self.process.memory_info().rss)
-
     def __exit__(self, *_):
-        self.finished.set()
-        self.watcher.join()
-        self.mb = (self.peak - self.before) / 1e6
-        self.gpu_mb = (torch.cuda.max_memory_allocated() - self.gpu_before) / 1e6 if self.gpu else None
+        if self.before is not None:
+            self.mb = self._peak() - self.before
+        if torch.cuda.is_available():
+            self.gpu_mb = (torch.cuda.max_memory_allocated() - self.gpu_before) / 1e6
+
+    def _peak(self) -> float:
+        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+
+
+@dataclass
+class Run:
+    result: np.ndarray
+    seconds: float
+    memory_mb: float | None
+    gpu_memory_mb: float | None
+
+
+def runner(noisy: np.ndarray, warm: set[Callable]) -> Callable[..., Run]:
+    """
+    A function of a denoiser, and of the noise level if it takes one, to its timed run on one picture.
+
+    The last runs are kept, so that a search for the best noise level costs no run twice. Denoisers not in `warm` run
+    once more, before it is timed: many compile, or choose an algorithm, the first time.
+
+    Args:
+        noisy (`np.ndarray`): The picture, [H, W, 3] float32 in [0, 1].
+        warm (`set[Callable]`): Denoisers that have run on pictures like this one; others are added.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def run(denoise, *sigma):
+        if denoise not in warm:
+            denoise(noisy, *sigma)
+            warm.add(denoise)
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            result = denoise(noisy, *sigma)
+            seconds = time.perf_counter() - start
+        if result.shape != noisy.shape:
+            raise ValueError(f"it returned a picture of the shape {result.shape} for one of {noisy.shape}")
+        if not np.isfinite(result).all():
+            raise ValueError("it returned NaN or infinity")
+        return Run(np.clip(result, 0, 1), seconds, memory.mb, memory.gpu_mb)
+
+    return run
 
 
 def measure(
-    method: Method, noisy: np.ndarray, clean: np.ndarray | None, metrics: dict[str, Callable], device: torch.device
+    method: Method,
+    run: Callable[..., Run],
+    noisy: np.ndarray,
+    clean: np.ndarray | None,
+    true_sigma: float | None,
+    metrics: dict[str, Callable],
+    device: torch.device,
 ) -> tuple[dict, np.ndarray]:
-    """Denoises one picture; returns its figures, and the result as [H, W, 3] float in [0, 1]."""
-    noisy = to_float(noisy)
-    sigma = best_sigma(method.denoise, noisy, to_float(clean)) if method.sigma == "best" else None
-    with PeakMemory() as memory:
+    """
+    Denoises one picture.
+
+    Args:
+        method (`Method`): By what.
+        run (`Callable`): Of this picture, as [`runner`] gives it.
+        noisy, clean (`np.ndarray`): [H, W, 3] float32 in [0, 1].
+        true_sigma (`float`, *optional*): The noise level in [0, 1], where it is known.
+        metrics (`dict[str, Callable]`): Functions of the result and the clean picture, [1, 3, H, W] on `device`.
+
+    Returns:
+        `tuple[dict, np.ndarray]`: The figures, and the result, [H, W, 3] float in [0, 1].
+    """
+    sigma, seconds = None, 0.0
+    if method.sigma == "blind":
         start = time.perf_counter()
-        if method.sigma == "blind":
-            sigma = blind_sigma(noisy)
-        result = method.denoise(noisy) if method.sigma is None else method.denoise(noisy, sigma)
+        sigma = blind_sigma(noisy)
         seconds = time.perf_counter() - start
-    if result.shape != noisy.shape:
-        raise ValueError(f"it returned a picture of the shape {result.shape} for one of {noisy.shape}")
-    if not np.isfinite(result).all():
-        raise ValueError("it returned NaN or infinity")
-    result = np.clip(result, 0, 1)
+    elif method.sigma == "true":
+        sigma = true_sigma
+    elif method.sigma == "best":
+        sigma = best_sigma(lambda sigma: run(method.denoise, sigma).result, noisy, clean)
+    done = run(method.denoise) if sigma is None else run(method.denoise, sigma)
     figures = {
         "megapixels": noisy.shape[0] * noisy.shape[1] / 1e6,
-        "seconds": seconds,
-        "memory_mb": memory.mb,
-        "gpu_memory_mb": memory.gpu_mb,
+        "seconds": seconds + done.seconds,
+        "memory_mb": done.memory_mb,
+        "gpu_memory_mb": done.gpu_memory_mb,
         "sigma": sigma,
     }
     if clean is not None:
-        a, b = (torch.tensor(x, dtype=torch.float32, device=device) for x in (result, to_float(clean)))
+        a, b = (torch.tensor(x, dtype=torch.float32, device=device) for x in (done.result, clean))
         a, b = (x.permute(2, 0, 1)[None] for x in (a, b))
         figures |= {name: metric(a, b).item() for name, metric in metrics.items()}
-    return figures, result
+    return figures, done.result
 
 
 def to_float(picture: np.ndarray) -> np.ndarray:
@@ -127,16 +190,21 @@ class Results:
     def __init__(self, folder: Path, pictures: PictureSet, chosen: list[int], machine: str, process_index: int = 0):
         self.folder, self.pictures, self.chosen = folder / slug(pictures.name), pictures, chosen
         self.machine, self.process_index = machine, process_index
-        self.digests = {
-            i: zlib.crc32(b"".join(x.tobytes() for x in pictures.load(i) if x is not None)) for i in chosen
-        }
+        self.digests = {}
+
+    def load(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        noisy, clean = self.pictures.load(i)
+        self.digests[i] = zlib.crc32(b"".join(x.tobytes() for x in (noisy, clean) if x is not None))
+        return noisy, clean
 
     def key(self, method: Method, i: int) -> str:
         """Changes with anything that the figures of picture number i depend on."""
+        if i not in self.digests:
+            self.load(i)
         return hashlib.sha256(f"{method.fingerprint} {self.machine} {self.digests[i]}".encode()).hexdigest()[:16]
 
-    def read(self, method: Method) -> dict[int, dict]:
-        """The rows of a method by number of the picture; a failure only where there was no success before or after."""
+    def read(self, method: Method) -> dict[str, dict]:
+        """The rows of a method by key; a failure only where there was no success before or after."""
         rows = {}
         for file in sorted((self.folder / "rows").glob(f"{slug(method.name)}.*.jsonl")):
             for line in file.read_text().splitlines():
@@ -146,8 +214,13 @@ class Results:
                     continue
                 if "error" not in row or row["key"] not in rows:
                     rows[row["key"]] = row
-        keys = {i: self.key(method, i) for i in self.chosen}
-        return {i: rows[key] for i, key in keys.items() if key in rows}
+        return rows
+
+    def read_chosen(self, method: Method) -> list[dict]:
+        """The rows of the chosen pictures, in their order."""
+        rows = self.read(method)
+        keys = [self.key(method, i) for i in self.chosen]
+        return [rows[key] for key in keys if key in rows]
 
     def append(self, method: Method, i: int, row: dict):
         row = {"picture": self.pictures.names[i], "key": self.key(method, i)} | row
