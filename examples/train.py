@@ -188,6 +188,10 @@ def main(args) -> tuple[float, float]:
     is_main = accelerator.is_main_process
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
+    if accelerator.device.type == "cpu" and accelerator.num_processes == torch.get_num_threads() == 1 < os.cpu_count():
+        logger.warning(
+            f"One of {os.cpu_count()} cores is used: accelerate launch --cpu --num_processes 1 uses them all."
+        )
     if args.push_to_hub and is_main:  # first, since a missing login should not be found at the end
         create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
 

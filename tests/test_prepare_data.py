@@ -1,9 +1,13 @@
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import datasets
+import hub_server
 import numpy as np
 import pytest
+from hub_server import TOKEN, Handler, Hub
 from PIL import Image
 
 from gdd_diffusers.paired_data import load_hub_dataset
@@ -136,6 +140,32 @@ def test_pairs_by_marks_and_pairs_from_a_dataset(pairs):
     run(pairs, **options, dataset_name=pairs / "tiles", output_dir=pairs / "smaller", tile_size=16)
     tiles = load_hub_dataset(str(pairs / "smaller"), "train")
     assert {tile["clean"].size for tile in tiles} == {(16, 16)}
+
+
+def test_it_goes_to_the_hub(pairs, monkeypatch):
+    def as_a_model(handler):
+        handler.path = handler.path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/")
+        Handler.do_GET(handler)
+
+    class DatasetHandler(Handler):
+        do_GET = do_HEAD = do_POST = do_PUT = as_a_model
+
+    monkeypatch.setattr(hub_server, "Handler", DatasetHandler)
+    words = ["--noisy_dir", pairs / "noisy", "--gt_dir", pairs / "clean", "--output_dir", pairs / "tiles"]
+    words += ["--push_to_hub", "--hub_dataset_id", "org/tiles", "--hub_private_repo"]
+    with Hub() as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(pairs / "home")}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+        subprocess.run(
+            [sys.executable, EXAMPLES / "prepare_data.py", *words], env=os.environ | environment, check=True
+        )
+    repo = hub.repos["org/tiles"]
+    assert repo.private
+    files = {path: content for path, content in repo.commits[repo.sha].items() if path != ".gitattributes"}
+    tiles = sorted((pairs / "tiles").rglob("*.parquet"))
+    assert sorted(files) == ["README.md", *(f"data/{path.name}" for path in tiles)]
+    assert all(files[f"data/{path.name}"] == path.read_bytes() for path in tiles)
+    assert b"--dataset_name org/tiles" in files["README.md"]
 
 
 def test_an_unreadable_picture_is_left_out(pairs, caplog):

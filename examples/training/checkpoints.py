@@ -28,10 +28,11 @@ def written_whole(folder: Path):
     try:
         yield partial
     except Exception as error:  # every library on the way has its own class for a full disk
+        free = shutil.disk_usage(partial.parent).free
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"{folder.name} could not be written: {error}. The checkpoints before it are whole; make room, and go on "
-            "with --resume_from_checkpoint latest."
+            f"{folder.name} could not be written, with {free / 1e6:.1f} MB free on the disk: {error}. The checkpoints "
+            "before it are whole; make room, and go on with --resume_from_checkpoint latest."
         ) from error
 
 
