@@ -294,7 +294,11 @@ def test_published_by_the_command(world, author):
         + ["scheduler/scheduler_config.json", "scheduler/scheduling_interpolation.py", "unet/unet_local.py"]
         + ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"]
     )
-    assert b'from_pretrained("org/gdd")' in world.files("org/gdd")["README.md"]
+    card = world.files("org/gdd")["README.md"].decode()
+    assert all(
+        f"{code}org/gdd" in card for code in ('from_pretrained("', "gdd denoise noisy.jpg --model ", "hf download ")
+    )
+    assert "my-gdd" not in card.partition("\n# my-gdd\n")[2]
 
 
 def test_published_pipeline_is_the_same_repo_and_private(world, author):
@@ -492,12 +496,15 @@ def test_card_has_its_sections_and_results(tmp_path):
     assert data.datasets == ["org/pictures"]
     assert {(r.dataset_name, r.dataset_type) for r in data.eval_results} == {("Kodak, sigma 25", "kodak-sigma-25")}
     assert [(r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results] == [
-        ("psnr", "PSNR (dB), default", 30.12),
-        ("ssim", "SSIM, default", 0.9123),
+        ("psnr", "PSNR (dB), denoised", 30.12),
+        ("ssim", "SSIM, denoised", 0.9123),
         ("psnr", "PSNR (dB), origin, 10 steps", 29.0),
     ]
-    assert "| Kodak, sigma 25 | default | 20.46 → 30.12 | 0.5000 → 0.9123 |" in card.text
-    assert "| Kodak, sigma 25 | origin, 10 steps | 20.46 → 29.00 |  |" in card.text
+    assert [line for line in card.text.splitlines() if line.startswith("| ")][2:] == [
+        "| Kodak, sigma 25 | noisy | 20.46 | 0.5000 |",
+        "|  | denoised | 30.12 | 0.9123 |",
+        "|  | origin, 10 steps | 29.00 |  |",
+    ]
     for words in ("Ten minutes.", "one by A, CC0", "Text blurs."):
         assert words in card.text
     assert "![Noisy and denoised](before_after.png)" in card.text and "python examples/evaluate.py" in card.text
@@ -537,7 +544,7 @@ def test_example_writes_the_card_of_a_trained_model(example, tmp_path):
     example("--card", "card.toml", *results, *pictures, "--card_only")
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.license == "cc0-1.0" and "Text blurs." in card.text
-    assert "| kitchen, 2 pictures | origin, 3 steps | 20.00 → 30.00 | 0.5000 → 0.9000 |" in card.text
+    assert "| kitchen, 2 pictures | noisy | 20.00 | 0.5000 |\n|  | origin, 3 steps | 30.00 | 0.9000 |" in card.text
     assert [r.dataset_name for r in card.data.eval_results] == ["kitchen, 2 pictures"] * 2 + ["garden, 2 pictures"] * 2
     assert "![Noisy and denoised](before_after.jpg)" in card.text
     # one below the other: noisy and denoised, which with simulated noise are followed by the truth

@@ -87,7 +87,8 @@ pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
 pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
 ```
 
-`variant="fp16"` downloads half as much.
+`variant="fp16"` downloads half as much. Where there is no network, load the folder that
+`hf download {name} --local-dir gdd` has made.
 
 ## Recipe
 
@@ -129,14 +130,14 @@ class Result:
         dataset (`str`): The pictures and their noise.
         metric (`str`): Its name, with the unit in brackets if it has one: `"PSNR (dB)"`.
         noisy, denoised (`float`): Of the noisy pictures and of what the model makes of them.
-        setting (`str`, *optional*): How they were denoised, if not by default: `"origin, 10 steps"`.
+        setting (`str`, defaults to `"denoised"`): What tells several ways apart: `"origin, 10 steps"`.
     """
 
     dataset: str
     metric: str
     noisy: float
     denoised: float
-    setting: str = "default"
+    setting: str = "denoised"
 
 
 def model_card(
@@ -213,14 +214,18 @@ def model_card(
 
 
 def _table(results: list[Result]) -> str:
-    """A row for each set of pictures and setting, a column for each metric."""
-    metrics = list(dict.fromkeys(result.metric for result in results))
-    rows = {}
+    """For each set of pictures a row of the noisy ones and one of each setting; a column for each metric."""
+    metrics = dict.fromkeys(result.metric for result in results)
+    data = {}  # set of pictures: setting: metric: value
     for result in results:
-        cells = rows.setdefault((result.dataset, result.setting), dict.fromkeys(metrics, ""))
-        cells[result.metric] = f"{_number(result.noisy)} → {_number(result.denoised)}"
-    lines = [["noisy → denoised", "setting", *metrics], ["---"] * (2 + len(metrics))]
-    lines += [[*names, *cells.values()] for names, cells in rows.items()]
+        rows = data.setdefault(result.dataset, {"noisy": dict(metrics)})
+        rows["noisy"][result.metric] = result.noisy
+        rows.setdefault(result.setting, dict(metrics))[result.metric] = result.denoised
+    lines = [["pictures", "", *metrics], ["---", "---", *["---:"] * len(metrics)]]
+    for dataset, rows in data.items():
+        for setting, values in rows.items():
+            cells = ["" if value is None else _number(value) for value in values.values()]
+            lines.append([dataset if setting == "noisy" else "", setting, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -277,8 +282,8 @@ def build_repo(model: RealDenoisePipeline | str | os.PathLike, folder: str | os.
         card = (source / "README.md").read_text(encoding="utf-8")
         title = re.search(r"^# (.+)$", card, re.MULTILINE)
         if title:  # the code in a card of ours names the folder
-            card = card.replace(f'from_pretrained("{title[1]}"', f'from_pretrained("{name}"')
-            card = card.replace(f"--model {title[1]}\n", f"--model {name}\n")
+            before = r'(from_pretrained\("|--model |hf download )'
+            card = re.sub(rf'{before}{re.escape(title[1])}(?=["\s])', rf"\g<1>{name}", card)
         for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card):
             picture = (source / link).resolve()
             if picture.is_file() and picture.is_relative_to(source.resolve()):
