@@ -3,4 +3,4 @@
 from gdd_diffusers.demo_app import launch
 
 
-launch(host="0.0.0.0", port=7860)
+launch(host="0.0.0.0")

@@ -100,7 +100,7 @@ VIEWER = """
     <span>Before</span> <span>After</span>
   </label>
   <label class="gain" hidden>
-    <input type="range" min="1" max="32" value="8" aria-label="How much the difference is amplified">
+    <input type="range" min="1" max="32" value="4" aria-label="How much the difference is amplified">
     <output></output>
   </label>
   <p class="hint">Drag to move, scroll or pinch to zoom. Keys: arrows, + and &minus;, 1 for 1:1, 0 to fit.</p>
@@ -214,7 +214,7 @@ class Page:
         """Take the file that the browser has just sent."""
         path = Path(event.path).resolve()
         if not path.is_relative_to(self.root) or not path.is_file():
-            raise told("The picture did not arrive; choose it again.")
+            raise told("The picture did not arrive; choose it again.", print_exception=False)
         return self.open(request, path, shutil.move)
 
     def select(self, request: gr.Request, event: gr.EventData):
@@ -239,7 +239,7 @@ class Page:
         """Ask for the picture to be denoised; the job starts when its number has arrived on the page."""
         visitor = self.visitors.get(request.session_hash)
         if visitor is None or visitor.picture is None:
-            raise told("There is no picture: drop one first.")
+            raise told("There is no picture: drop one first.", print_exception=False)
         visitor.jobs += 1
         visitor.wanted, visitor.settings = visitor.jobs, Settings(*settings)
         return visitor.jobs, gr.Button(interactive=True)
@@ -318,7 +318,7 @@ class Page:
             try:
                 truth, noisy = simulate_pixels(noisy, settings.preset, settings.iso)
             except ValueError as error:
-                raise ValueError(f"{visitor.picture.name} {error}") from None
+                raise ValueError(f"{visitor.picture} {error}") from None
             like, before = None, write_preview(folder / "noisy.png", noisy)
 
         result = folder / f"{visitor.picture.stem}_denoised{extension}"
@@ -485,7 +485,7 @@ def launch(
 
 def told(sentence: str, **kwargs) -> gr.Error:
     """An error that the page shows until it is closed."""
-    return gr.Error(escape(sentence[:1].upper() + sentence[1:]), duration=None, **kwargs)
+    return gr.Error(escape(sentence), duration=None, **kwargs)
 
 
 @contextmanager
@@ -496,9 +496,12 @@ def errors_told(folder: Path):
     except (Stopped, gr.Error):
         raise
     except Exception as error:
-        known = isinstance(error, OSError | ValueError)
-        sentence = one_line(error).replace(f"{folder}{os.sep}", "")
-        raise told(sentence, print_exception=not known) from error
+        sentence = one_line(error)
+        if str(folder) in sentence:
+            sentence = sentence.replace(f"{folder}{os.sep}", "")
+        else:
+            sentence = sentence[0].upper() + sentence[1:]
+        raise told(sentence, print_exception=not isinstance(error, OSError | ValueError)) from error
 
 
 def check_pixels(file: Path):
@@ -513,7 +516,7 @@ def check_pixels(file: Path):
         return
     if header.width * header.height > MAX_MEGAPIXELS * 1e6:
         raise ValueError(
-            f"{file.name} has {header.width} x {header.height} pixels; this page takes up to {MAX_MEGAPIXELS} "
+            f"{file} has {header.width} x {header.height} pixels; this page takes up to {MAX_MEGAPIXELS} "
             "megapixels, and the command gdd denoise takes more."
         )
 

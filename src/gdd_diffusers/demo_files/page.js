@@ -41,7 +41,9 @@ function dropZone(element, props, upload, trigger) {
 
   // Gradio's sliders say that they were let go of to a mouse, not to a keyboard.
   document.addEventListener("keyup", (event) => {
-    if (event.target.matches("#controls input[type=range]")) event.target.dispatchEvent(new Event("pointerup"));
+    if (event.target.matches("#controls input[type=range]")) {
+      event.target.dispatchEvent(new Event("pointerup", { bubbles: true }));
+    }
   });
 }
 

@@ -1,0 +1,517 @@
+"""The page of `gdd demo` in a real browser, against a real server with a small model."""
+
+import base64
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline
+from PIL import Image, ImageCms
+from typer.testing import CliRunner
+
+from gdd_diffusers import cli
+from gdd_diffusers.image_files import write_image
+
+
+gr = pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+from gdd_diffusers import demo_app  # noqa: E402
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+SPACE = Path(__file__).parents[1] / "examples" / "space"
+
+# Is imported by every Python of the server, and writes down whom it talks to.
+SPY = """
+import os, socket
+connect = socket.socket.connect
+def spy(self, address):
+    with open(os.environ["CONNECTIONS"], "a") as file:
+        print(address, file=file)
+    return connect(self, address)
+socket.socket.connect = spy
+"""
+
+# Controls without a name for those who cannot see them, and texts that stand out from their background by less than
+# 4.5 to 1 (WCAG 2.2, 1.4.3).
+NAMELESS = """
+() => [...document.querySelectorAll("button, input, select, textarea, a, img, canvas")]
+  .filter((e) => e.checkVisibility() && e.type !== "hidden")
+  .filter((e) => ![e.ariaLabel, e.alt, e.title, e.textContent, ...[...(e.labels ?? [])].map((l) => l.textContent)]
+    .some((text) => text?.trim()))
+  .map((e) => e.outerHTML.slice(0, 200))
+"""
+FAINT = """
+() => {
+  const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const luminance = (rgb) => rgb.slice(0, 3)
+    .map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const background = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = numbers(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const texts = document.createTreeWalker(document.querySelector("gradio-app"), NodeFilter.SHOW_TEXT);
+  const faint = [];
+  while (texts.nextNode()) {
+    const e = texts.currentNode.parentElement;
+    if (!texts.currentNode.textContent.trim() || !e.checkVisibility({ opacityProperty: true })) continue;
+    if (e.closest(":disabled, style, script")) continue;
+    const [a, b] = [numbers(getComputedStyle(e).color), background(e)].map(luminance).sort((a, b) => b - a);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5) faint.push(`${contrast.toFixed(2)} ${texts.currentNode.textContent.trim().slice(0, 60)}`);
+  }
+  return faint;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline(tile_size=64, tile_overlap=16, default_num_inference_steps=2).save_pretrained(folder)
+    return folder
+
+
+class Server:
+    """`gdd demo` as a process; its temporary files lie in `folder`."""
+
+    def __init__(self, command, folder, cwd=None):
+        (folder / "spy").mkdir(parents=True)
+        (folder / "spy" / "sitecustomize.py").write_text(SPY)
+        self.connections, self.folder = folder / "connections", folder / "files"
+        self.connections.touch()
+        self.folder.mkdir()
+        places = {"TMPDIR": self.folder, "CONNECTIONS": self.connections, "PYTHONPATH": folder / "spy"}
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=os.environ | {name: str(path) for name, path in places.items()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.url = re.search(r"http://\S+", self.process.stdout.readline())[0]
+
+    def files(self):
+        """All that visitors have left; Gradio's own empty files do not count."""
+        return [path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size]
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def command(*options):
+    return [sys.executable, "-m", "gdd_diffusers.cli", "demo", "--no-browser", *map(str, options)]
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    server = Server(command("--model", model, "--dtype", "float32"), tmp_path_factory.mktemp("server"))
+    yield server
+    assert server.stop() == 0
+    assert not server.files()
+    hosts = re.findall(r"\('([^']+)'", server.connections.read_text())
+    assert set(hosts) <= {"127.0.0.1", "::1"}
+
+
+@pytest.fixture(scope="module")
+def browser(server):
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            # what Chromium itself would ask of its makers has nothing to do with the page
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A browser with the page open, and what somebody does there."""
+
+    def __init__(self, browser, server, **options):
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
+        self.requests = []
+        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        sync_api.expect.set_options(timeout=20_000)
+        self.page.goto(server.url)
+        self.page.locator(".drop").wait_for()
+        self.canvas = self.page.locator("canvas")
+        self.facts = self.page.locator("#facts")
+        self.download_link = self.page.get_by_role("link", name="Download")
+
+    def drop(self, path):
+        self.page.locator("input[type=file]").set_input_files(path)
+        sync_api.expect(self.facts).to_contain_text(path.name)
+
+    def press(self, name):
+        self.page.get_by_role("button", name=re.compile(f"^{re.escape(name)}")).click()
+
+    def told(self, sentence):
+        return self.page.get_by_text(sentence)
+
+    def denoise(self):
+        self.press("Denoise")
+        sync_api.expect(self.facts).to_contain_text("megapixels a second")
+        sync_api.expect(self.download_link).to_be_visible()
+
+    def download(self):
+        with self.page.expect_download() as download:
+            self.download_link.click()
+        return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+    def screen(self):
+        """The pixels of the canvas, [H, W, 3]."""
+        png = self.page.evaluate("document.querySelector('canvas').toDataURL().split(',')[1]")
+        return np.asarray(Image.open(BytesIO(base64.b64decode(png))).convert("RGB"))
+
+
+@pytest.fixture
+def visit(browser, server):
+    visits = []
+
+    def visit(**options):
+        visits.append(Visit(browser, server, **options))
+        return visits[-1]
+
+    yield visit
+    for each in visits:
+        each.context.close()
+        own = server.url.split("/")[2]
+        assert {url.split("/")[2] for url in each.requests if not url.startswith(("data:", "blob:"))} == {own}
+
+
+def photograph(size=(90, 60), channels=3, bits=8, seed=0):
+    """Something with edges and noise, [H, W, C]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[1], : size[0]]
+    scene = np.stack([(x + y) % 40 * 4, x * 255 / size[0], y * 255 / size[1], np.full_like(x, 200)], -1)[
+        ..., :channels
+    ]
+    noisy = np.clip(scene + rng.normal(0, 20, scene.shape), 0, 255)
+    return np.uint16(noisy * 257) if bits == 16 else np.uint8(noisy)
+
+
+def save_photograph(path, **kwargs):
+    Image.fromarray(photograph(**kwargs)).save(path)
+    return path
+
+
+def save_kinds(folder):
+    """Pictures of many kinds, each in its own way easy to get wrong."""
+    write_image(folder / "deep colour.png", photograph(bits=16))
+    write_image(folder / "grey.tif", photograph(channels=1, bits=16))
+    write_image(folder / "clear.png", photograph(channels=4))
+    write_image(folder / "tiny.webp", photograph(size=(3, 2)))
+    Image.fromarray(photograph(channels=4), "CMYK").save(folder / "press.jpg")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"  # on its side
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photograph()).save(folder / "upright.jpg", exif=exif, icc_profile=profile, quality=90)
+    return sorted(folder.iterdir())
+
+
+@needs_browser
+def test_downloads_are_to_the_byte_what_the_command_writes(visit, model, tmp_path):
+    page = visit()
+    (tmp_path / "in").mkdir()
+    for path in save_kinds(tmp_path / "in"):
+        page.drop(path)
+        page.denoise()
+        name, content = page.download()
+        arguments = ["denoise", path, "-o", tmp_path / "out" / path.name, "--model", model, "--dtype", "float32"]
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        assert name == f"{path.stem}_denoised{path.suffix}"
+        assert content == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+
+@needs_browser
+def test_viewer_shows_the_pixels_at_one_to_one(visit, tmp_path):
+    page = visit()
+    before = photograph()
+    page.drop(save_photograph(tmp_path / "noisy.png"))
+    sync_api.expect(page.canvas).to_be_visible()
+    height, width = page.screen().shape[:2]
+    top, left = height // 2 - 30, width // 2 - 45
+    shown = (slice(top, top + 60), slice(left, left + 90))
+    np.testing.assert_array_equal(page.screen()[shown], before)
+    page.denoise()
+    after = np.asarray(Image.open(BytesIO(page.download()[1])))
+    assert not np.array_equal(before, after)
+
+    split = page.page.get_by_label("Where before ends")
+    split.fill("0")
+    np.testing.assert_array_equal(page.screen()[shown], after)
+    split.fill("1000")
+    np.testing.assert_array_equal(page.screen()[shown], before)
+    split.fill("500")
+    split.press("ArrowRight")  # the line goes along
+    edge = round(0.501 * width) - left
+    np.testing.assert_array_equal(page.screen()[shown][:, : edge - 2], before[:, : edge - 2])
+    np.testing.assert_array_equal(page.screen()[shown][:, edge + 2 :], after[:, edge + 2 :])
+
+    page.press("What was removed")
+    page.page.get_by_label("How much the difference").fill("3")
+    removed = np.clip(128 + 3 * (before.astype(int) - after), 0, 255)
+    np.testing.assert_array_equal(page.screen()[shown], removed)
+
+    page.press("Before and after")
+    split.fill("0")
+    page.canvas.focus()
+    page.canvas.press("+")
+    page.canvas.press("1")  # back
+    np.testing.assert_array_equal(page.screen()[shown], after)
+    page.press("Fit")
+    enlarged = page.screen()
+    assert (enlarged[height // 2] != enlarged[0, 0]).any(-1).sum() > 90  # it fills more of the screen than at 1:1
+
+
+@needs_browser
+def test_pictures_are_dropped_and_pasted_too(visit, tmp_path):
+    page = visit()
+    content = base64.b64encode(save_photograph(tmp_path / "any.png").read_bytes()).decode()
+    for event, names in {"drop": ["dropped.png"], "paste": ["pasted.png"], "drop ": ["one.png", "two.png"]}.items():
+        page.page.evaluate(
+            """async ([event, names, content]) => {
+                const data = new DataTransfer();
+                const bytes = await (await fetch(`data:image/png;base64,${content}`)).arrayBuffer();
+                for (const name of names) data.items.add(new File([bytes], name));
+                const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+                const kind = event === "paste" ? ClipboardEvent : DragEvent;
+                document.body.dispatchEvent(new kind(event, options));
+            }""",
+            [event.strip(), names, content],
+        )
+        sync_api.expect(page.facts if len(names) == 1 else page.page.locator(".state")).to_contain_text(
+            names[0] if len(names) == 1 else "One picture at a time"
+        )
+
+
+@needs_browser
+def test_large_pictures_are_moved_by_hand_and_by_key(visit, tmp_path):
+    page = visit()
+    pixels = photograph(size=(2000, 1500))
+    page.drop(save_photograph(tmp_path / "large.png", size=(2000, 1500)))
+    sync_api.expect(page.canvas).to_be_visible()
+    height, width = page.screen().shape[:2]
+    middle = page.screen()[height // 2, width // 2]
+    np.testing.assert_array_equal(middle, pixels[750, 1000])
+    box = page.canvas.bounding_box()
+    page.page.mouse.move(box["x"] + 300, box["y"] + 300)
+    page.page.mouse.down()
+    page.page.mouse.move(box["x"] + 100, box["y"] + 250)
+    page.page.mouse.up()
+    np.testing.assert_array_equal(page.screen()[height // 2, width // 2], pixels[800, 1200])
+    page.canvas.press("ArrowLeft")
+    np.testing.assert_array_equal(page.screen()[height // 2, width // 2], pixels[800, 1150])
+
+
+@needs_browser
+def test_another_strength_runs_again_by_keyboard_and_zero_changes_nothing(visit, tmp_path):
+    page = visit()
+    page.drop(save_photograph(tmp_path / "noisy.png"))
+    page.denoise()
+    full = page.download()[1]
+    old = page.download_link.get_attribute("href")
+    page.page.get_by_label("range slider for Strength").press("Home")
+    sync_api.expect(page.download_link).not_to_have_attribute("href", old)
+    none = np.asarray(Image.open(BytesIO(page.download()[1])))
+    np.testing.assert_array_equal(none, photograph())
+
+    old = page.download_link.get_attribute("href")
+    page.page.get_by_label("number input for Strength").fill("0.5")
+    page.page.get_by_label("number input for Strength").blur()
+    sync_api.expect(page.download_link).not_to_have_attribute("href", old)
+    half = np.asarray(Image.open(BytesIO(page.download()[1]))).astype(int)
+    full = np.asarray(Image.open(BytesIO(full)))
+    assert 0 < np.abs(half - none).mean() < np.abs(full - none.astype(int)).mean()
+
+
+@needs_browser
+def test_controls_begin_as_the_model_wants_them(visit, tmp_path):
+    page = visit()
+    assert page.page.get_by_label("number input for Quality").input_value() == "2"
+    page.press("More")
+    assert page.page.get_by_label("Tile size").input_value() == "64"
+    assert page.page.get_by_role("radio", name="improved").is_checked()
+    field = page.page.get_by_role("textbox", name="Model")
+    field.fill("")
+    field.press("Enter")
+    sync_api.expect(page.page.get_by_label("Tile size")).to_have_value("512")
+    field.fill(str(tmp_path))
+    field.press("Enter")
+    sync_api.expect(page.told(f"Cannot load the model in {tmp_path}")).to_be_visible()
+
+
+@needs_browser
+def test_made_noisy_the_truth_is_at_hand(visit, tmp_path):
+    page = visit()
+    page.drop(save_photograph(tmp_path / "clean.png"))
+    page.page.get_by_label("Make it noisy first").check()
+    page.denoise()
+    sync_api.expect(page.facts).to_contain_text(re.compile(r"PSNR.*\d+\.\d\d dB noisy, \d+\.\d\d dB denoised"))
+    sync_api.expect(page.facts).to_contain_text(re.compile(r"SSIM.*0\.\d{3} noisy, 0\.\d{3} denoised"))
+    arguments = ["simulate", tmp_path / "clean.png", "--preset", "phone", "--iso", 1600, "-o", tmp_path / "noisy.png"]
+    assert CliRunner().invoke(cli.app, [str(argument) for argument in arguments]).exit_code == 0
+    page.page.get_by_label("Where before ends").fill("1000")
+    height, width = page.screen().shape[:2]
+    shown = page.screen()[height // 2 - 30 : height // 2 + 30, width // 2 - 45 : width // 2 + 45]
+    np.testing.assert_array_equal(shown, np.asarray(Image.open(tmp_path / "noisy.png")))
+
+
+@needs_browser
+def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_path):
+    page = visit()
+    good = save_photograph(tmp_path / "good.png")
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:3000])
+    header = good.read_bytes()[:16] + (20_000).to_bytes(4) + (6_000).to_bytes(4) + b"\x08\x02\0\0\0"
+    checksum = zlib.crc32(header[12:]).to_bytes(4)
+    (tmp_path / "bomb.png").write_bytes(header + checksum + good.read_bytes()[33:])
+    with open(tmp_path / "heavy.png", "wb") as file:
+        file.truncate(demo_app.MAX_MEGABYTES * 10**6 + 1_000_000)
+
+    for name, sentence in {
+        "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP or AVIF picture, or is damaged.",
+        "cut.png": "cut.png is damaged",
+        "bomb.png": "bomb.png has 20000 x 6000 pixels; this page takes up to 100 megapixels",
+    }.items():
+        page.page.locator("input[type=file]").set_input_files(tmp_path / name)
+        sync_api.expect(page.told(sentence)).to_be_visible()
+        assert str(server.folder) not in page.page.content().replace(server.url, "")
+    page.page.locator("input[type=file]").set_input_files(tmp_path / "heavy.png")
+    sync_api.expect(page.page.get_by_text("heavy.png has 201 MB; this page takes up to 200 MB.")).to_be_visible()
+    page.press("Denoise")
+    sync_api.expect(page.told("There is no picture")).to_be_visible()
+    page.drop(good)
+    page.denoise()
+
+
+@needs_browser
+def test_cancel_in_the_middle_and_two_visitors_at_once(visit, tmp_path):
+    first, second = visit(), visit()
+    first.drop(save_photograph(tmp_path / "large.png", size=(4000, 3000)))
+    second.drop(save_photograph(tmp_path / "small.png", seed=1))
+    first.page.get_by_label("number input for Quality").fill("10")
+    first.press("Denoise")
+    sync_api.expect(first.facts).to_contain_text(re.compile(r"Denoising, about \d+ s left"))
+    second.press("Denoise")
+    sync_api.expect(second.facts).to_contain_text("queue: 1/1")
+    first.press("Cancel")
+    sync_api.expect(first.facts).to_contain_text("Cancelled.")
+    sync_api.expect(second.download_link).to_be_visible()
+    sync_api.expect(first.download_link).to_be_hidden()
+    assert second.download()[0] == "small_denoised.png"
+    sync_api.expect(first.page.get_by_role("button", name="Cancel")).to_be_disabled()
+    first.drop(save_photograph(tmp_path / "other.png"))
+    first.denoise()
+    assert first.download()[0] == "other_denoised.png"
+
+
+@needs_browser
+def test_files_are_deleted_with_the_visit(visit, server, tmp_path):
+    page, other = visit(), visit()
+    for each in (page, other):
+        each.drop(save_photograph(tmp_path / "same.png", seed=7))  # the same file, sent twice
+        each.denoise()
+    kept = len(server.files())
+    assert kept == 2 * 4  # each the upload, two previews and the result
+    page.context.close()
+    deadline = time.monotonic() + 30
+    while len(server.files()) > 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(server.files()) == 4
+    other.page.get_by_label("range slider for Strength").press("Home")
+    sync_api.expect(other.facts).to_contain_text("megapixels a second")
+    assert len(server.files()) == 4  # the old result made room
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_has_a_name_and_can_be_read(visit, scheme, tmp_path):
+    page = visit(color_scheme=scheme, viewport={"width": 390, "height": 844})
+    page.press("a noisy photograph")
+    sync_api.expect(page.canvas).to_be_visible()
+    page.page.get_by_label("Make it noisy first").check()
+    page.press("More")
+    page.denoise()
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.page.evaluate(NAMELESS) == []
+    assert page.page.evaluate(FAINT) == []
+
+
+def test_cancelled_job_ends_before_the_next_layer(model, tmp_path):
+    page = demo_app.Page(tmp_path, str(model), "cpu", "float32")
+    someone = SimpleNamespace(session_hash="someone")
+    page.open(someone, save_photograph(tmp_path / "noisy.png", size=(200, 150)), shutil.copy)
+    unet = page.load(str(model)).pipe.unet
+    entered = []
+    unet.conv_in.register_forward_hook(lambda *_: entered.append("first layer"))
+    unet.mid_block.register_forward_hook(lambda *_: page.cancel(someone))
+    unet.conv_out.register_forward_hook(lambda *_: entered.append("last layer"))
+    settings = demo_app.Settings(1, 2, False, "phone", 1600, str(model), "improved", 64)
+    job, _ = page.ask(someone, *vars(settings).values())
+    assert page.denoise(someone, job, progress=lambda *_, **__: None) == (gr.skip(), gr.skip())
+    assert entered == ["first layer"]
+    assert not list(tmp_path.rglob("*_denoised*"))
+
+
+def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
+    page = demo_app.Page(tmp_path / "root", str(model), "cpu", "float32")
+    secret = save_photograph(tmp_path / "secret.png")
+    for path in (secret, tmp_path / "root" / ".." / "secret.png", tmp_path / "root" / "missing.png"):
+        with pytest.raises(gr.Error, match="did not arrive"):
+            page.upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, {"path": str(path)}))
+    assert secret.exists()
+
+
+def test_what_keeps_the_page_from_opening_is_told(server, model, tmp_path):
+    def run(*options, code="from gdd_diffusers.cli import main; main()"):
+        arguments = [sys.executable, "-c", code, "demo", "--no-browser", *map(str, options)]
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in result.stderr
+        return result.returncode, result.stderr
+
+    without = "import sys; sys.modules['gradio'] = None; from gdd_diffusers.cli import main; main()"
+    code, said = run(code=without)
+    assert code == 1 and 'pip install "gdd-diffusers[demo]"' in said
+    code, said = run("--model", tmp_path)
+    assert code == 1 and f"cannot load the model in {tmp_path}" in said
+    port = server.url.rstrip("/").rpartition(":")[2]
+    code, said = run("--model", model, "--port", port)
+    assert code == 1 and f"port {port} of 127.0.0.1 is taken" in said
+
+
+def test_space_is_what_its_readme_says_to_upload(tmp_path):
+    """Its files and the package beside them, and nothing that is installed."""
+    readme = (SPACE / "README.md").read_text("utf-8")
+    assert "sdk: gradio" in readme and "app_file: app.py" in readme
+    for upload in ("examples/space .", "src/gdd_diffusers gdd_diffusers"):
+        source, target = upload.split()
+        assert f"hf upload ORG/NAME {upload}" in readme
+        shutil.copytree(SPACE.parents[1] / source, tmp_path / "space" / target, dirs_exist_ok=True)
+    server = Server([sys.executable, "app.py"], tmp_path / "server", cwd=tmp_path / "space")
+    with urlopen(server.url.replace("0.0.0.0", "127.0.0.1")) as answer:
+        assert b"gradio" in answer.read()
+    assert server.stop() == 0
