@@ -194,7 +194,6 @@ def evaluate(methods: list[Method], results: Results, kept: set[int], metrics: d
     """Measures methods on this process's share of the pictures, leaving out what is known from a run before."""
     state, pictures, warm = PartialState(), results.pictures, set()
     methods, known = list(methods), {method.name: results.read(method) for method in methods}
-    needed = set() if pictures.submission else metrics.keys()
     # picture by picture, so that what else the machine does meanwhile falls on all methods alike
     for i in results.chosen[state.process_index :: state.num_processes]:
         noisy, clean = results.load(i)
@@ -202,7 +201,7 @@ def evaluate(methods: list[Method], results: Results, kept: set[int], metrics: d
         run = runner(noisy, warm)
         for method in list(methods):
             row = known[method.name].get(results.key(method, i), {"error": "not measured yet"})
-            if "error" not in row and needed <= row.keys():
+            if "error" not in row and metrics.keys() <= row.keys():
                 if i not in kept or results.picture_file(method, i).exists():
                     continue
             progress.set_postfix_str(method.name)
@@ -222,7 +221,6 @@ def evaluate(methods: list[Method], results: Results, kept: set[int], metrics: d
 
 def collect(methods: list[Method], results: Results, metrics: dict[str, Callable]) -> dict:
     """One data set as `evaluation.report` wants it."""
-    metric_names = [] if results.pictures.submission else list(metrics)
     noisy_rows = results.read_chosen(NOISY_INPUT) if NOISY_INPUT in methods else None
     entries = []
     for method in methods:
@@ -232,7 +230,7 @@ def collect(methods: list[Method], results: Results, metrics: dict[str, Callable
         if failed:
             entry["error"] = f"{failed[0]['error']} (on {failed[0]['picture']})"
         else:
-            entry["figures"] = report.figures(rows, noisy_rows, metric_names)
+            entry["figures"] = report.figures(rows, noisy_rows, list(metrics))
         entries.append(entry)
     names = [results.pictures.names[i] for i in results.chosen]
     return {
@@ -292,16 +290,18 @@ def main(args):
         submission = args.submission and pictures.submission
         kept = numbers if submission else evenly_spaced(numbers, SHEET_PICTURES)
         usable = usable_methods(methods, pictures)
+        # pyiqa says which metrics do without a reference, which a benchmark keeps for itself
+        known = {k: m for k, m in metrics.items() if not pictures.submission or getattr(m, "metric_mode", "") == "NR"}
 
         # 2. Measure
         progress.set_description(pictures.name)
-        evaluate(usable, results, set(kept), metrics, progress)
+        evaluate(usable, results, set(kept), known, progress)
         state.wait_for_everyone()
         if not state.is_main_process:
             continue
 
         # 3. Report, after each data set, as much as is known
-        part = collect(usable, results, metrics)
+        part = collect(usable, results, known)
         data.append(part)
         worked = [method for method, entry in zip(usable, part["methods"], strict=True) if "figures" in entry]
         denoisers = [method for method in worked if method is not NOISY_INPUT]

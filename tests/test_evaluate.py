@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import types
 from functools import partial
 from pathlib import Path
 
@@ -435,7 +436,7 @@ def test_clean_pictures_are_compared_with_themselves(pairs, model, tmp_path, cap
     assert row["psnr"] == pytest.approx(psnr(denoised, clean).item(), rel=1e-4)
     assert "gain" not in methods["tiny, 1 step"]["figures"]
     # what is left as it is has an infinite PSNR, for which JSON has no number
-    assert methods["tiny, 1 step, strength 0"]["figures"]["psnr"] is None
+    assert "psnr" not in methods["tiny, 1 step, strength 0"]["figures"]
     assert "| tiny, 1 step, strength 0 | inf " in capsys.readouterr().out
 
 
@@ -506,6 +507,22 @@ def test_model_that_returns_nan_fails_its_row_only(pairs, model, tmp_path, capsy
     assert "figures" in read_methods(out)["broken, 1 step"]
 
 
+def test_metrics_without_a_reference_are_taken_where_there_is_none(tmp_path, model, monkeypatch):
+    """Those of pyiqa have such an attribute."""
+    monkeypatch.setitem(sys.modules, "pyiqa", types.SimpleNamespace(create_metric=lambda name, device: brightness))
+
+    def brightness(result, clean):
+        return result.mean()
+
+    brightness.metric_mode = "NR"
+    blocks = write_sidd(tmp_path, names=["BenchmarkNoisyBlocksSrgb"])[0]
+    args = ["--data", f"sidd:{tmp_path}", "--model", "--compare", "wavelet", "--extra_metrics", "brightness"]
+    run(*args, "--output_dir", tmp_path)
+    methods = read_methods(tmp_path)
+    assert methods["noisy input"]["figures"] == {"brightness": pytest.approx((blocks / 255).mean(), rel=1e-3)}
+    assert methods["wavelet, blind"]["figures"].keys() >= {"brightness", "mpx_per_second"}
+
+
 def test_subset_is_spread_and_the_same_for_all(pairs, model, tmp_path):
     out = tmp_path / "out"
     run("--data", f"mine:{pairs}", "--model", "--compare", "wavelet", "--max_pictures", 2, "--output_dir", out)
@@ -555,8 +572,9 @@ def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp
     assert len(card.data.eval_results) == 6
     figures = read_methods(tmp_path / "out")["tiny, improved, 3 steps"]["figures"]
     found = {result.metric_name: result for result in card.data.eval_results}
-    result = found["SSIM (3-D, as MATLAB), improved, 3 steps"]
-    assert result.dataset_name == "mine, 3 pictures" and result.metric_type == "ssim"
+    result = found["SSIM (MATLAB), improved, 3 steps"]
+    assert (result.dataset_name, result.dataset_type) == ("mine, 3 pictures", "mine-3-pictures")
+    assert result.metric_type == "ssim"
     assert result.metric_value == round(figures["ssim_matlab"], 4)
 
 

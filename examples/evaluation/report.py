@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from .results import NOISY_INPUT
+from .results import NOISY_INPUT, slug
 
 
 # title of the column, and how its numbers are written
@@ -30,11 +30,7 @@ COLUMNS = {
     "dtype": ("computes in", ""),
     "worst_picture": ("worst gain on", ""),
 }
-CARD_NAMES = {
-    "psnr": "PSNR (dB, RGB, rounded to 8 bits, mean of the pictures)",
-    "ssim": "SSIM (per channel, as scikit-image)",
-    "ssim_matlab": "SSIM (3-D, as MATLAB)",
-}
+CARD_NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ssim_matlab": "SSIM (MATLAB)"}
 NOTES = """PSNR over RGB of pictures rounded to 8 bits, mean of the pictures' values; gain: over the noisy input, and
 the worst of a single picture. SSIM: Gaussian window, per channel, as scikit-image; SSIM (MATLAB): the 3-D one of the
 literature on SIDD. Of clean pictures, what is compared is the result with the input.
@@ -44,9 +40,9 @@ picture, which the time includes; true sigma: told the level that was put on; be
 for each picture, which takes the clean one to know, and so an upper bound.
 
 Mpx/s: median of the pictures, one after another, each by all methods in turn, in one process that may use the threads
-named; each method has run once before the first is timed. Memory: the peak of the process while denoising, which the
-kernel keeps and is reset before, beyond what the process held before, weights included. BM3D is free for
-non-commercial use only."""
+named; each method has run once before the first is timed. Memory: the peak of that process while it denoises a
+picture, which the kernel keeps and lets be reset, beyond what it held before, such as weights; median of the pictures.
+BM3D is free for non-commercial use only."""
 SHEET_ROWS, SHEET_CROP, SHEET_ZOOM, SHEET_COLUMNS = 3, 112, 2, 6
 
 
@@ -65,8 +61,8 @@ def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str])
     result["mpx_per_second"] = float(np.median([row["megapixels"] / row["seconds"] for row in rows]))
     for name in ("memory_mb", "gpu_memory_mb"):
         if rows[0][name] is not None:
-            result[name] = max(row[name] for row in rows)
-    if metrics and noisy_rows:
+            result[name] = float(np.median([row[name] for row in rows]))
+    if "psnr" in metrics and noisy_rows:
         gains = [row["psnr"] - noisy["psnr"] for row, noisy in zip(rows, noisy_rows, strict=True)]
         worst = int(np.argmin(gains))
         result |= {"gain": float(np.mean(gains)), "worst_gain": gains[worst], "worst_picture": rows[worst]["picture"]}
@@ -74,12 +70,10 @@ def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str])
 
 
 def without_infinity(data):
-    """For JSON, which has no number for the PSNR of equal pictures: `null`."""
+    """For JSON, which has no number for the PSNR of equal pictures: without it."""
     if isinstance(data, dict):
-        return {key: without_infinity(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [without_infinity(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        return {key: without_infinity(value) for key, value in data.items() if value != math.inf}
+    return [without_infinity(value) for value in data] if isinstance(data, list) else data
 
 
 def table(methods: list[dict]) -> str:
@@ -300,6 +294,7 @@ def write_card(folder: Path, model: str, data: list[dict]):
         card = ModelCard(f"---\n{ModelCardData(library_name='diffusers').to_yaml()}\n---\n\n# {folder.name}\n")
     results = []
     for part in data:
+        dataset = f"{part['name']}, {len(part['pictures'])} pictures"
         for method in part["methods"]:
             if method["model"] != model or "figures" not in method:
                 continue
@@ -308,8 +303,8 @@ def write_card(folder: Path, model: str, data: list[dict]):
                     EvalResult(
                         task_type="image-to-image",
                         task_name="Image denoising",
-                        dataset_type=part["name"],
-                        dataset_name=f"{part['name']}, {len(part['pictures'])} pictures",
+                        dataset_type=slug(dataset).lower(),
+                        dataset_name=dataset,
                         metric_type=metric.removesuffix("_matlab"),
                         metric_name=f"{CARD_NAMES[metric]}, {method['variant']}",
                         metric_value=round(method["figures"][metric], 4),

@@ -140,7 +140,8 @@ def measure(
         run (`Callable`): Of this picture, as [`runner`] gives it.
         noisy, clean (`np.ndarray`): [H, W, 3] float32 in [0, 1].
         true_sigma (`float`, *optional*): The noise level in [0, 1], where it is known.
-        metrics (`dict[str, Callable]`): Functions of the result and the clean picture, [1, 3, H, W] on `device`.
+        metrics (`dict[str, Callable]`): Functions of the result and the clean picture, [1, 3, H, W] on `device`; the
+            clean one is `None` where it is not known.
 
     Returns:
         `tuple[dict, np.ndarray]`: The figures, and the result, [H, W, 3] float in [0, 1].
@@ -162,11 +163,11 @@ def measure(
         "gpu_memory_mb": done.gpu_memory_mb,
         "sigma": sigma,
     }
-    if clean is not None:
-        a, b = (torch.tensor(x, dtype=torch.float32, device=device) for x in (done.result, clean))
-        a, b = (x.permute(2, 0, 1)[None] for x in (a, b))
-        figures |= {name: metric(a, b).item() for name, metric in metrics.items()}
-    return figures, done.result
+    result, clean = (
+        None if x is None else torch.tensor(x, dtype=torch.float32, device=device).permute(2, 0, 1)[None]
+        for x in (done.result, clean)
+    )
+    return figures | {name: metric(result, clean).item() for name, metric in metrics.items()}, done.result
 
 
 def to_float(picture: np.ndarray) -> np.ndarray:
