@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -38,7 +37,8 @@ MAX_MEGABYTES = 200
 MAX_MEGAPIXELS = 100
 MAX_SIMULATED_MEGAPIXELS = 12  # simulated camera and SSIM hold dozens of copies of a picture
 MAX_STEPS = 10
-PRESETS = [("Phone", "phone"), ("Large camera", "camera"), ("Any of both", "mixed"), ("White noise", "gaussian")]
+MAX_TILE_SIZE = 2048
+PRESETS = [("Phone", "phone"), ("Large camera", "camera"), ("Either", "mixed"), ("White noise", "gaussian")]
 ISO = [100, 200, 400, 800, 1600, 3200, 6400, 12800]
 HELP = {
     "strength": "0 leaves the picture as it is, 1 takes off all noise.",
@@ -48,7 +48,7 @@ HELP = {
     "iso": "The higher, the noisier. White noise has none.",
     "rule": "What steps add up to: improved is the mean of their guesses, origin the last one.",
     "tile_size": "Side in pixels of the pieces that a large picture is cut into; smaller ones need less memory.",
-    "model": "A folder, or a repo on the Hugging Face Hub such as org/name; empty for the bundled one.",
+    "model": "A folder, or a repo on the Hugging Face Hub such as org/name; empty is the bundled one. Press Enter.",
 }
 
 # Gradio's own colours, but dark enough on light and light enough on dark to be read: 4.5 to 1 at least
@@ -70,7 +70,8 @@ DROP = """
 <label class="drop">
   <input type="file" accept="image/*,.tif,.tiff,.avif,.heic">
   <strong>Drop a picture on the page, paste it, or choose a file</strong>
-  <span>JPEG, PNG, TIFF, WebP or AVIF. It stays with the machine of this page, and is deleted when you leave.</span>
+  <span>JPEG, PNG, TIFF, WebP or AVIF. It stays on the machine that runs this page, and is deleted when you close it.
+  </span>
 </label>
 <p class="examples">Or try
   <button type="button" data-number="0">a noisy photograph</button> or
@@ -78,6 +79,7 @@ DROP = """
 </p>
 <p class="state" role="status"></p>
 """
+FACTS = '<div role="status">${value}</div>'
 VIEWER = """
 <div class="viewer" hidden>
   <div class="bar">
@@ -141,7 +143,7 @@ class Settings:
 class Visitor:
     """What the server keeps of an open page."""
 
-    folder: Path
+    folder: Path | None = None  # of the picture and all that is made of it
     picture: Path | None = None
     before: str | None = None  # URL of what the viewer shows of it
     jobs: int = 0
@@ -188,7 +190,7 @@ class Page:
     def __init__(self, root: Path, model: str | None = None, device: str = "auto", dtype: str = "auto"):
         self.root = root
         self.device, self.dtype = choose_device(device, dtype)
-        self.lock = threading.Lock()  # around all work on pictures, and all that it shares
+        self.lock = threading.Lock()  # around a job, for Gradio begins the next one while a cancelled one still ends
         self.running: tuple[Visitor, int] | None = None
         self.visitors: dict[str, Visitor] = {}
         self.models: dict[str, Model] = {}
@@ -214,7 +216,7 @@ class Page:
         """Take the file that the browser has just sent."""
         path = Path(event.path).resolve()
         if not path.is_relative_to(self.root) or not path.is_file():
-            raise told("The picture did not arrive; choose it again.", print_exception=False)
+            raise told(ValueError("the picture did not arrive; choose it again."), self.root)
         return self.open(request, path, shutil.move)
 
     def select(self, request: gr.Request, event: gr.EventData):
@@ -222,24 +224,36 @@ class Page:
         return self.open(request, FILES / EXAMPLES[event.number], shutil.copy)
 
     def open(self, request: gr.Request, path: Path, take: Callable):
-        """Make a file the picture of the visitor, and show it."""
-        visitor = self.visitors.setdefault(request.session_hash, Visitor(self.root / secrets.token_hex(16)))
-        visitor.picture = visitor.wanted = visitor.settings = None
-        with self.lock, errors_told(visitor.folder):
-            shutil.rmtree(visitor.folder, ignore_errors=True)
-            visitor.folder.mkdir()
-            file = Path(take(path, visitor.folder / path.name))
+        """Make a file the picture of the visitor, in place of the last one, and show it."""
+        visitor = self.visitors.setdefault(request.session_hash, Visitor())
+        folder = self.root / secrets.token_hex(16)
+        folder.mkdir()
+        try:
+            file = Path(take(path, folder / path.name))
             check_pixels(file)
             picture = read_image(file)
-            visitor.before = write_preview(visitor.folder / f"{secrets.token_hex(4)}.png", picture.pixels)
-            visitor.picture = file
-        return {"name": file.name, "before": visitor.before}, figures({"Picture": describe(file.name, picture)})
+            before = write_preview(folder / "before.png", picture.pixels)
+        except Exception as error:
+            shutil.rmtree(folder)
+            raise told(error, folder) from error
+        self.forget_picture(visitor)
+        visitor.folder, visitor.picture, visitor.before = folder, file, before
+        if request.session_hash not in self.visitors:  # left meanwhile
+            self.forget_picture(visitor)
+        return {"name": file.name, "before": before}, figures({"Picture": describe(file.name, picture)})
+
+    def forget_picture(self, visitor: Visitor):
+        """Delete the files of a visitor; what a job has yet to write is deleted by [`~.denoise`]."""
+        folder, visitor.folder = visitor.folder, None
+        visitor.picture = visitor.wanted = visitor.settings = None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def ask(self, request: gr.Request, *settings):
         """Ask for the picture to be denoised; the job starts when its number has arrived on the page."""
         visitor = self.visitors.get(request.session_hash)
         if visitor is None or visitor.picture is None:
-            raise told("There is no picture: drop one first.", print_exception=False)
+            raise told(ValueError("there is no picture: drop one first."), self.root)
         visitor.jobs += 1
         visitor.wanted, visitor.settings = visitor.jobs, Settings(*settings)
         return visitor.jobs, gr.Button(interactive=True)
@@ -264,52 +278,53 @@ class Page:
 
     def leave(self, request: gr.Request):
         """The page was closed: delete all that was kept for it."""
-        visitor = self.visitors.pop(request.session_hash, None)
-        if visitor is not None:
-            visitor.wanted = None
-            with self.lock:
-                shutil.rmtree(visitor.folder, ignore_errors=True)
+        if request.session_hash in self.visitors:
+            self.forget_picture(self.visitors.pop(request.session_hash))
 
     def set_defaults(self, name: str):
         """Load a model, and set the controls as it wants them."""
-        with self.lock, errors_told(self.root):
+        try:
             model = self.load(name.strip())
+        except Exception as error:
+            raise told(error, self.root) from error
         return (
             gr.Slider(value=model.steps, maximum=max(MAX_STEPS, model.steps)),
             gr.Radio(value=model.rule),
-            gr.Number(value=model.tile_size),
+            gr.Number(value=model.tile_size, maximum=max(MAX_TILE_SIZE, model.tile_size or 0)),
         )
 
     def denoise(self, request: gr.Request, job: int, progress: gr.Progress = gr.Progress()):  # noqa: B008
-        """Do a job, unless another one is wanted by now."""
+        """Do a job, unless another one, or none, is wanted by now."""
         with self.lock:
             visitor = self.visitors.get(request.session_hash)
             if visitor is None or visitor.wanted != job:
                 return gr.skip(), gr.skip()
+            folder = visitor.folder
             self.running = visitor, job
             try:
-                with errors_told(visitor.folder):
-                    return self.work(visitor, progress)
-            except Stopped:
-                return gr.skip(), gr.skip()
+                return self.work(visitor, progress)
+            except Exception as error:
+                if visitor.wanted != job:  # it was stopped, or its files were deleted, which comes to the same
+                    return gr.skip(), gr.skip()
+                raise told(error, folder) from error
             finally:
                 if visitor.wanted == job:
                     visitor.wanted = None
+                if visitor.folder != folder:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def work(self, visitor: Visitor, progress: gr.Progress) -> tuple[dict, str]:
         """Denoise the picture as `gdd denoise` does; what the viewer shows of it, and the figures."""
-        settings = visitor.settings
+        settings, file = visitor.settings, visitor.picture
         progress(0, desc="Reading the picture")
         model = self.load(settings.model.strip())
         set_up(model.pipe, settings.steps, settings.rule, settings.tile_size or model.tile_size)
-        like = read_image(visitor.picture)
+        like = read_image(file)
         noisy, truth, before = like.pixels, None, visitor.before
-        extension = visitor.picture.suffix if visitor.picture.suffix.lower() in FORMATS else f".{like.format}"
-        facts = {"Picture": describe(visitor.picture.name, like)}
+        extension = file.suffix if file.suffix.lower() in FORMATS else f".{like.format}"
+        facts = {"Picture": describe(file.name, like)}
 
-        folder = visitor.folder / str(visitor.jobs)
-        for old in visitor.folder.glob("*/"):
-            shutil.rmtree(old)
+        folder = file.parent / secrets.token_hex(4)  # a new name, for browsers keep what they had under an old one
         folder.mkdir()
         if settings.make_noisy:
             progress(0, desc="Making it noisy")
@@ -318,10 +333,10 @@ class Page:
             try:
                 truth, noisy = simulate_pixels(noisy, settings.preset, settings.iso)
             except ValueError as error:
-                raise ValueError(f"{visitor.picture} {error}") from None
+                raise ValueError(f"{file} {error}") from None
             like, before = None, write_preview(folder / "noisy.png", noisy)
 
-        result = folder / f"{visitor.picture.stem}_denoised{extension}"
+        result = folder / f"{file.stem}_denoised{extension}"
         check_output(result, noisy, like)  # before the long part
         model.pipe.progress_bar = PageProgress(progress)
         start = time.monotonic()
@@ -341,7 +356,10 @@ class Page:
         if truth is not None:
             facts |= quality(truth, noisy, denoised)
         self.raise_if_stopped()
-        shown = {"name": visitor.picture.name, "before": before, "after": after}
+        for old in file.parent.glob("*/"):
+            if old != folder:
+                shutil.rmtree(old)
+        shown = {"name": file.name, "before": before, "after": after}
         return shown | {"download": url_of(result), "file": result.name}, figures(facts)
 
     def build(self) -> gr.Blocks:
@@ -359,9 +377,9 @@ class Page:
                         max_megabytes=MAX_MEGABYTES,
                     )
                     with gr.Row():
-                        start = gr.Button("Denoise", variant="primary")
-                        cancel = gr.Button("Cancel", interactive=False)
-                    facts = gr.HTML(elem_id="facts", apply_default_css=False)
+                        start = gr.Button("Denoise", variant="primary", min_width=100)
+                        cancel = gr.Button("Cancel", interactive=False, min_width=100)
+                    facts = gr.HTML("", html_template=FACTS, elem_id="facts", apply_default_css=False)
                 with gr.Column(elem_id="viewer"):
                     viewer = gr.HTML(
                         html_template=VIEWER,
@@ -385,7 +403,12 @@ class Page:
                     with gr.Accordion("More", open=False):
                         rule = gr.Radio(["improved", "origin"], value=model.rule, label="Rule", info=HELP["rule"])
                         tile_size = gr.Number(
-                            model.tile_size, precision=0, minimum=1, label="Tile size", info=HELP["tile_size"]
+                            model.tile_size,
+                            precision=0,
+                            minimum=1,
+                            maximum=max(MAX_TILE_SIZE, model.tile_size or 0),
+                            label="Tile size",
+                            info=HELP["tile_size"],
                         )
                         name = gr.Textbox(
                             self.first_model, label="Model", placeholder="gdd-small, bundled", info=HELP["model"]
@@ -394,15 +417,10 @@ class Page:
             settings = [strength, steps, make_noisy, preset, iso, name, rule, tile_size]
             job = gr.State()
             quick = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-            slow = {
-                "show_progress_on": facts,
-                "concurrency_id": "pictures",
-                "concurrency_limit": 1,
-                "api_visibility": "private",
-            }
+            slow = {"concurrency_limit": 1, "show_progress_on": facts, "api_visibility": "private"}
 
-            drop.upload(self.upload, None, [viewer, facts], **slow)
-            drop.select(self.select, None, [viewer, facts], **slow)
+            drop.upload(self.upload, None, [viewer, facts], concurrency_id="open", **slow)
+            drop.select(self.select, None, [viewer, facts], concurrency_id="open", **slow)
             start.click(self.ask, settings, [job, cancel], **quick)
             changed = [
                 strength.release,
@@ -415,7 +433,7 @@ class Page:
             ]
             gr.on([*changed, make_noisy.input], self.ask_again, settings, [job, cancel], **quick)
             make_noisy.change(lambda on: gr.Group(visible=on), make_noisy, camera, **quick)
-            loaded = gr.on([name.submit, name.blur], self.set_defaults, name, [steps, rule, tile_size], **slow)
+            loaded = name.submit(self.set_defaults, name, [steps, rule, tile_size], **slow)
             loaded.success(self.ask_again, settings, [job, cancel], **quick)
 
             work = job.change(self.denoise, job, [viewer, facts], trigger_mode="always_last", **slow)
@@ -483,25 +501,15 @@ def launch(
             page.close()
 
 
-def told(sentence: str, **kwargs) -> gr.Error:
-    """An error that the page shows until it is closed."""
-    return gr.Error(escape(sentence), duration=None, **kwargs)
-
-
-@contextmanager
-def errors_told(folder: Path):
-    """Tell the visitor in one sentence what went wrong, with the names of files as the visitor knows them."""
-    try:
-        yield
-    except (Stopped, gr.Error):
-        raise
-    except Exception as error:
-        sentence = one_line(error)
-        if str(folder) in sentence:
-            sentence = sentence.replace(f"{folder}{os.sep}", "")
-        else:
-            sentence = sentence[0].upper() + sentence[1:]
-        raise told(sentence, print_exception=not isinstance(error, OSError | ValueError)) from error
+def told(error: Exception, folder: Path) -> gr.Error:
+    """An error as the page shows it: in one sentence, with the names of files as the visitor knows them."""
+    sentence = one_line(error)
+    if str(folder) in sentence:
+        sentence = sentence.replace(f"{folder}{os.sep}", "")
+    else:
+        sentence = sentence[0].upper() + sentence[1:]
+    is_known = isinstance(error, OSError | ValueError)
+    return gr.Error(escape(sentence), duration=None, print_exception=not is_known)
 
 
 def check_pixels(file: Path):
