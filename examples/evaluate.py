@@ -33,7 +33,7 @@ from gdd_diffusers.pipeline_real_denoise import BUNDLED, RealDenoisePipeline
 from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
 
 
-SHEET_PICTURES = 5  # of each data set, whose results are kept to choose crops from
+KEPT_PICTURES = 5  # of each data set, whose results are kept to choose crops from
 
 
 def parse_args(argv=None):
@@ -288,7 +288,7 @@ def main(args):
     for pictures, numbers in zip(data_sets, chosen, strict=True):
         results = Results(args.output_dir, pictures, numbers, describe_machine(state), state.process_index)
         submission = args.submission and pictures.submission
-        kept = numbers if submission else evenly_spaced(numbers, SHEET_PICTURES)
+        kept = numbers if submission else evenly_spaced(numbers, KEPT_PICTURES)
         usable = usable_methods(methods, pictures)
         # pyiqa says which metrics do without a reference, which a benchmark keeps for itself
         known = {k: m for k, m in metrics.items() if not pictures.submission or getattr(m, "metric_mode", "") == "NR"}

@@ -43,7 +43,7 @@ Mpx/s: median of the pictures, one after another, each by all methods in turn, i
 named; each method has run once before the first is timed. Memory: the peak of that process while it denoises a
 picture, which the kernel keeps and lets be reset, beyond what it held before, such as weights; median of the pictures.
 BM3D is free for non-commercial use only."""
-SHEET_ROWS, SHEET_CROP, SHEET_ZOOM, SHEET_COLUMNS = 3, 112, 2, 6
+SHEET_PICTURES, SHEET_ROWS, SHEET_CROP, SHEET_ZOOM = 3, 3, 112, 2
 
 
 def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str]) -> dict:
@@ -252,11 +252,12 @@ def sheet(pictures: dict[str, dict[str, np.ndarray]], file: Path):
     for picture, versions in pictures.items():
         spread, crop = most_different(list(versions.values())[1:-1], SHEET_CROP)
         blocks.append((spread, picture, {name: version[crop] for name, version in versions.items()}))
-    blocks = sorted(blocks, key=lambda block: -block[0])[:SHEET_ROWS]
+    blocks = sorted(blocks, key=lambda block: -block[0])[:SHEET_PICTURES]
 
     side, gap, line = SHEET_CROP * SHEET_ZOOM, 8, 17
-    columns = min(SHEET_COLUMNS, len(blocks[0][2]))
-    rows = -(-len(blocks[0][2]) // columns)
+    count = len(blocks[0][2])
+    columns = min(count, max(6, -(-count // SHEET_ROWS)))
+    rows = -(-count // columns)
     height = line + gap + rows * (side + 2 * line + gap)
     image = Image.new("RGB", (columns * (side + gap) + gap, len(blocks) * height + gap), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=12)
