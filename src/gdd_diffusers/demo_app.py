@@ -14,6 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,6 +41,7 @@ MAX_SIMULATED_MEGAPIXELS = 12  # simulated camera and SSIM hold dozens of copies
 MAX_STEPS = 10
 MAX_TILE_SIZE = 2048
 PRESETS = [("Phone", "phone"), ("Large camera", "camera"), ("Either", "mixed"), ("White noise", "gaussian")]
+SEED = 1  # one camera, light and noise for all, so that settings can be compared; this one is neither dark nor clean
 ISO = [100, 200, 400, 800, 1600, 3200, 6400, 12800]
 HELP = {
     "strength": "0 leaves the picture as it is, 1 takes off all noise.",
@@ -190,7 +193,9 @@ class Page:
     def __init__(self, root: Path, model: str | None = None, device: str = "auto", dtype: str = "auto"):
         self.root = root
         self.device, self.dtype = choose_device(device, dtype)
-        self.lock = threading.Lock()  # around a job, for Gradio begins the next one while a cancelled one still ends
+        # One thread for all jobs: Gradio begins the next one while a cancelled one still ends, and the C library keeps
+        # memory for each thread that has ever asked for much.
+        self.worker = ThreadPoolExecutor(max_workers=1)
         self.running: tuple[Visitor, int] | None = None
         self.visitors: dict[str, Visitor] = {}
         self.models: dict[str, Model] = {}
@@ -243,7 +248,7 @@ class Page:
         return {"name": file.name, "before": before}, figures({"Picture": describe(file.name, picture)})
 
     def forget_picture(self, visitor: Visitor):
-        """Delete the files of a visitor; what a job has yet to write is deleted by [`~.denoise`]."""
+        """Delete the files of a visitor; what a job has yet to write, it deletes itself."""
         folder, visitor.folder = visitor.folder, None
         visitor.picture = visitor.wanted = visitor.settings = None
         if folder is not None:
@@ -294,24 +299,27 @@ class Page:
         )
 
     def denoise(self, request: gr.Request, job: int, progress: gr.Progress = gr.Progress()):  # noqa: B008
-        """Do a job, unless another one, or none, is wanted by now."""
-        with self.lock:
-            visitor = self.visitors.get(request.session_hash)
-            if visitor is None or visitor.wanted != job:
+        """Do a job, unless another one, or none, is wanted by then."""
+        run = copy_context().run  # in which Gradio finds the page to show progress on
+        return self.worker.submit(run, self.do_job, request.session_hash, job, progress).result()
+
+    def do_job(self, session: str, job: int, progress: gr.Progress):
+        visitor = self.visitors.get(session)
+        if visitor is None or visitor.wanted != job:
+            return gr.skip(), gr.skip()
+        folder = visitor.folder
+        self.running = visitor, job
+        try:
+            return self.work(visitor, progress)
+        except Exception as error:
+            if visitor.wanted != job:  # it was stopped, or its files were deleted, which comes to the same
                 return gr.skip(), gr.skip()
-            folder = visitor.folder
-            self.running = visitor, job
-            try:
-                return self.work(visitor, progress)
-            except Exception as error:
-                if visitor.wanted != job:  # it was stopped, or its files were deleted, which comes to the same
-                    return gr.skip(), gr.skip()
-                raise told(error, folder) from error
-            finally:
-                if visitor.wanted == job:
-                    visitor.wanted = None
-                if visitor.folder != folder:
-                    shutil.rmtree(folder, ignore_errors=True)
+            raise told(error, folder) from error
+        finally:
+            if visitor.wanted == job:
+                visitor.wanted = None
+            if visitor.folder != folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def work(self, visitor: Visitor, progress: gr.Progress) -> tuple[dict, str]:
         """Denoise the picture as `gdd denoise` does; what the viewer shows of it, and the figures."""
@@ -331,7 +339,7 @@ class Page:
             if noisy.shape[0] * noisy.shape[1] > MAX_SIMULATED_MEGAPIXELS * 1e6:
                 raise ValueError(f"Noise can be simulated on at most {MAX_SIMULATED_MEGAPIXELS} megapixels.")
             try:
-                truth, noisy = simulate_pixels(noisy, settings.preset, settings.iso)
+                truth, noisy = simulate_pixels(noisy, settings.preset, settings.iso, SEED)
             except ValueError as error:
                 raise ValueError(f"{file} {error}") from None
             like, before = None, write_preview(folder / "noisy.png", noisy)
@@ -399,7 +407,7 @@ class Page:
                     make_noisy = gr.Checkbox(label="Make it noisy first", info=HELP["make_noisy"])
                     with gr.Group(visible=False) as camera:
                         preset = gr.Radio(PRESETS, value="phone", label="Camera", info=HELP["preset"])
-                        iso = gr.Dropdown(ISO, value=1600, label="ISO", info=HELP["iso"])
+                        iso = gr.Dropdown(ISO, value=800, label="ISO", info=HELP["iso"])
                     with gr.Accordion("More", open=False):
                         rule = gr.Radio(["improved", "origin"], value=model.rule, label="Rule", info=HELP["rule"])
                         tile_size = gr.Number(

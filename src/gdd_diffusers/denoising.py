@@ -116,7 +116,7 @@ def denoise_pixels(pipe, pixels, **kwargs):
     return denoised
 
 
-def simulate_pixels(pixels, preset: str, iso: float | None, seed: int = 0):
+def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     """
     A picture as a camera would have recorded it: without noise and with it, both uint8 [H, W, 3].
 

@@ -61,7 +61,8 @@ function viewer(element, props, watch) {
   let zoom = 1; // pixels of the screen per pixel of the picture
   let x = 0;
   let y = 0;
-  let layers = []; // before and after as they are seen now
+  // before and after as they are seen now
+  const layers = [0, 1].map(() => new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true }));
 
   const scale = () => window.devicePixelRatio;
   const fit = () => Math.min(canvas.width / before.naturalWidth, canvas.height / before.naturalHeight);
@@ -90,8 +91,10 @@ function viewer(element, props, watch) {
   }
 
   function resize() {
-    canvas.width = Math.round(canvas.clientWidth * scale());
-    canvas.height = Math.round(canvas.clientHeight * scale());
+    for (const each of [canvas, layers[0].canvas, layers[1].canvas]) {
+      each.width = Math.round(canvas.clientWidth * scale());
+      each.height = Math.round(canvas.clientHeight * scale());
+    }
     move();
   }
 
@@ -103,50 +106,53 @@ function viewer(element, props, watch) {
       size * zoom <= room ? size / 2 : Math.min(Math.max(value, room / 2 / zoom), size - room / 2 / zoom);
     x = clamp(newX, before.naturalWidth, canvas.width);
     y = clamp(newY, before.naturalHeight, canvas.height);
-    layers = [before, after].filter(Boolean).map((image) => {
-      const layer = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
-      layer.imageSmoothingEnabled = zoom < 1;
-      layer.imageSmoothingQuality = "high";
-      const left = Math.round(canvas.width / 2 - x * zoom);
-      const top = Math.round(canvas.height / 2 - y * zoom);
-      layer.drawImage(image, left, top, image.naturalWidth * zoom, image.naturalHeight * zoom);
-      return layer;
-    });
+    const left = Math.round(canvas.width / 2 - x * zoom);
+    const top = Math.round(canvas.height / 2 - y * zoom);
+    for (const [i, image] of [before, after ?? before].entries()) {
+      layers[i].clearRect(0, 0, canvas.width, canvas.height);
+      layers[i].imageSmoothingEnabled = zoom < 1;
+      layers[i].imageSmoothingQuality = "high";
+      layers[i].drawImage(image, left, top, image.naturalWidth * zoom, image.naturalHeight * zoom);
+    }
     draw();
   }
 
   // Puts the two on the screen for a change of the split or the view.
   function draw() {
+    if (!before) return;
     const { width, height } = canvas;
-    const edge = Math.round((split.value / 1000) * width);
+    const edge = after ? Math.round((split.value / 1000) * width) : width;
+    const part = (layer, from, to) => {
+      if (to > from) context.drawImage(layer.canvas, from, 0, to - from, height, from, 0, to - from, height);
+    };
     context.clearRect(0, 0, width, height);
-    if (layers.length < 2) {
-      context.drawImage(layers[0].canvas, 0, 0);
-    } else if (view === "compare") {
-      if (edge > 0) context.drawImage(layers[0].canvas, 0, 0, edge, height, 0, 0, edge, height);
-      if (edge < width) context.drawImage(layers[1].canvas, edge, 0, width - edge, height, edge, 0, width - edge, height);
-      context.fillStyle = "black";
-      context.fillRect(edge - 2 * scale(), 0, 4 * scale(), height);
-      context.fillStyle = "white";
-      context.fillRect(edge - scale(), 0, 2 * scale(), height);
-    } else {
+    if (view === "removed" && after) {
       const [noisy, clean] = layers.map((layer) => layer.getImageData(0, 0, width, height));
       for (let i = 0; i < noisy.data.length; i++) {
         if (i % 4 < 3) noisy.data[i] = 128 + gain.value * (noisy.data[i] - clean.data[i]);
       }
       context.putImageData(noisy, 0, 0);
+    } else {
+      part(layers[0], 0, edge);
+      part(layers[1], edge, width);
+      if (after) {
+        for (const [colour, thickness] of [["black", 4], ["white", 2]]) {
+          context.fillStyle = colour;
+          context.fillRect(edge - (thickness / 2) * scale(), 0, thickness * scale(), height);
+        }
+      }
     }
     find(".zoom").textContent = `${Math.round(zoom * 100)} %`;
     find(".gain output").textContent = `Amplified ${gain.value} times; grey is nothing`;
-    find(".split").hidden = layers.length < 2 || view !== "compare";
-    find(".gain").hidden = layers.length < 2 || view !== "removed";
+    find(".split").hidden = !after || view !== "compare";
+    find(".gain").hidden = !after || view !== "removed";
     for (const button of element.querySelectorAll("[data-view]")) {
-      button.disabled = layers.length < 2;
+      button.disabled = !after;
       button.setAttribute("aria-pressed", button.dataset.view === view);
     }
     canvas.setAttribute(
       "aria-label",
-      layers.length < 2
+      !after
         ? `${name} as it was sent`
         : view === "compare"
           ? `${name}, before on the left of the line and after on the right`
@@ -157,7 +163,7 @@ function viewer(element, props, watch) {
   // Zooms about a point of the canvas, which stays where it is.
   function zoomAt(factor, px = canvas.width / 2, py = canvas.height / 2) {
     const newZoom = Math.min(Math.max(zoom * factor, Math.min(fit(), 1)), 32);
-    const shift = (1 / zoom - 1 / newZoom);
+    const shift = 1 / zoom - 1 / newZoom;
     move(newZoom, x + (px - canvas.width / 2) * shift, y + (py - canvas.height / 2) * shift);
   }
 
@@ -165,7 +171,7 @@ function viewer(element, props, watch) {
   let dragsSplit = false;
   const place = (event) => [event.offsetX * scale(), event.offsetY * scale()];
   const isAtSplit = (event) =>
-    layers.length > 1 && view === "compare" && Math.abs(event.offsetX - (split.value / 1000) * canvas.clientWidth) < 16;
+    after && view === "compare" && Math.abs(event.offsetX - (split.value / 1000) * canvas.clientWidth) < 16;
 
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
