@@ -26,6 +26,7 @@ from gdd_diffusers.comparison import compare, stack
 from gdd_diffusers.hub import Result, model_card, publish
 from gdd_diffusers.image_files import read_image
 from gdd_diffusers.metrics import psnr
+from gdd_diffusers.pipeline_real_denoise import BUNDLED
 
 
 CARD_KEYS = {"license", "recipe", "training_data", "limits", "datasets", "commands"}
@@ -59,14 +60,18 @@ def parse_args(argv=None):
 def read_results(files: list[Path], folder: Path) -> list[Result]:
     """What evaluate.py has measured of the model in this folder."""
     results = []
+    models = [folder.resolve()]
+    if folder.resolve() == BUNDLED.resolve():
+        models.append(Path(BUNDLED.name).resolve())  # its name where no --model is given
     for part in [part for file in files for part in json.loads(file.read_text(encoding="utf-8"))]:
         dataset = f"{part['name']}, {len(part['pictures'])} pictures"
-        noisy = next(method["figures"] for method in part["methods"] if method["name"] == "noisy input")
+        figures = {method["name"]: method.get("figures", {}) for method in part["methods"]}
+        noisy = figures.get("noisy input", {})  # which clean pictures have not
         for method in part["methods"]:
-            if method["model"] and Path(method["model"]).resolve() == folder.resolve() and "figures" in method:
-                for key in [key for key in METRICS if key in noisy]:
-                    denoised = method["figures"][key]
-                    results.append(Result(dataset, METRICS[key], noisy[key], denoised, method["variant"]))
+            if method["model"] and Path(method["model"]).resolve() in models:
+                denoised = figures[method["name"]]
+                for key in [key for key in METRICS if key in denoised]:
+                    results.append(Result(dataset, METRICS[key], noisy.get(key), denoised[key], method["variant"]))
     if not results:
         raise ValueError(f"{' and '.join(map(str, files))} has no figures of the model {folder}.")
     return results
@@ -77,7 +82,7 @@ def write_picture(file: Path, specs: list[str], folder: Path):
     pipe = RealDenoisePipeline.from_pretrained(folder)
     rows = []
     for spec in specs:
-        source, preset, iso = re.fullmatch(r"(.+?)(?:@(phone|camera):(\d+))?", spec).groups()
+        source, preset, iso = re.fullmatch(r"(.*?)(?:@(phone|camera):(\d+))?", spec).groups()
         pixels = read_image(source).pixels
         picture = Image.fromarray(np.uint8(pixels // 257 if pixels.dtype == np.uint16 else pixels).squeeze())
         noisy = to_tensor(picture.convert("RGB"))

@@ -17,9 +17,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from hub_server import TOKEN, Fault, Hub, Repo
 from huggingface_hub import ModelCard
 from PIL import Image
-from typer.testing import CliRunner
 
-from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline, cli
+from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
 
 
@@ -47,8 +46,9 @@ logging.getLogger("gdd_diffusers.hub").addFilter(lambda record: warned.append(re
 
 # A folder by the command
 folder, files = sys.argv[1:]
-result = CliRunner().invoke(cli.app, ["publish", folder, "org/gdd"])
-print(json.dumps({"command": result.output, "code": result.exit_code}))
+for arguments in (["org/dry", "--dry-run"], ["org/gdd"]):
+    result = CliRunner().invoke(cli.app, ["publish", folder, *arguments])
+    print(json.dumps({"command": result.output, "code": result.exit_code}))
 
 # A pipeline
 pipe = RealDenoisePipeline.from_pretrained(folder)
@@ -217,7 +217,7 @@ def world(tmp_path_factory):
 def author(world):
     """What somebody said and saw who published; `world.hub` then holds org/gdd, org/pushed and org/again."""
     client = world.client(PUBLISH, world.model, world.folder / "files", home="author", HF_TOKEN=TOKEN)
-    said = [json.loads(client.stdout.readline()) for _ in range(3)]
+    said = [json.loads(client.stdout.readline()) for _ in range(4)]
     repo = world.hub.repos["org/again"]
     edited = dict(world.files("org/again"))
     edited["README.md"] = edited["README.md"].replace(b"# Second", b"# Second, by hand")
@@ -229,7 +229,14 @@ def author(world):
 
 
 @pytest.fixture(scope="module")
-def reader(world, author):
+def stranger(world, author):
+    """Somebody without the package, at work at the same time as `reader`."""
+    sha, output = world.hub.repos["org/gdd"].sha, world.folder / "stranger.npz"
+    return world.client(WITHOUT_PACKAGE, sha, output, home="stranger")
+
+
+@pytest.fixture(scope="module")
+def reader(world, author, stranger):
     """What somebody with the package got and was told who read repos, good and bad."""
     hub, good = world.hub, world.files("org/gdd")
     marker = world.folder / "evil-was-here"
@@ -286,8 +293,13 @@ def reader(world, author):
     return dict(np.load(output)), said
 
 
+def test_dry_run_says_what_it_would_do_and_asks_nothing_of_the_hub(world, author):
+    assert author[0]["code"] == 0 and "pipeline_real_denoise.py" in author[0]["command"]
+    assert not any("org/dry" in path for _, path, _ in world.hub.requests) and "org/dry" not in world.hub.repos
+
+
 def test_published_by_the_command(world, author):
-    assert author[0] == {"command": f"{world.hub.url}/org/gdd/commit/{world.hub.repos['org/gdd'].sha}\n", "code": 0}
+    assert author[1] == {"command": f"{world.hub.url}/org/gdd/commit/{world.hub.repos['org/gdd'].sha}\n", "code": 0}
     assert len(world.hub.repos["org/gdd"].commits) == 2  # that of the new repo, and one
     assert sorted(world.files("org/gdd")) == sorted(
         [".gitattributes", "README.md", "before_after.png", "model_index.json", "unet/config.json", *CODE]
@@ -302,7 +314,7 @@ def test_published_by_the_command(world, author):
 
 
 def test_published_pipeline_is_the_same_repo_and_private(world, author):
-    assert author[1] == {"pushed": True}
+    assert author[2] == {"pushed": True}
     assert world.hub.repos["org/pushed"].private and not world.hub.repos["org/gdd"].private
     pushed, published = world.files("org/pushed"), world.files("org/gdd")
     assert all(pushed[path] == published[path] for path in pushed if path != "README.md")
@@ -318,7 +330,7 @@ def test_nothing_of_the_author_is_published(world, author):
 
 def test_card_is_replaced_unless_somebody_edited_it(world, author):
     again = world.hub.repos["org/again"].commits
-    first, second, third, fourth = (again[sha]["README.md"] for line in author[2:5] for sha in line)
+    first, second, third, fourth = (again[sha]["README.md"] for line in author[3:6] for sha in line)
     assert first.startswith(b"# First") and second.startswith(b"# Second\n") and fourth.startswith(b"# Fourth")
     assert third.startswith(b"# Second, by hand")
     assert author[-1] == {
@@ -327,13 +339,13 @@ def test_card_is_replaced_unless_somebody_edited_it(world, author):
 
 
 def test_old_weights_go_and_other_files_stay(world, author):
-    files = world.hub.repos["org/again"].commits[author[3][0]]
+    files = world.hub.repos["org/again"].commits[author[4][0]]
     assert "unet/diffusion_pytorch_model.bin" not in files and "handler.py" in files
 
 
 def test_what_the_hub_refuses_is_said(author):
-    assert author[5] == ["org/again exists and is public; make it private on its page first."]
-    assert author[6] == [
+    assert author[6] == ["org/again exists and is public; make it private on its page first."]
+    assert author[7] == [
         "Could not publish org/again: your token does not allow it, or there is none; log in with `hf auth login` or "
         "pass another `token`."
     ]
@@ -416,22 +428,13 @@ def test_offline_from_the_cache(world, reader):
     assert np.array_equal(loaded["fp16"], reader[0]["fp16"])
 
 
-def test_loaded_without_the_package(world, reader):
-    output = world.folder / "without.npz"
-    client = world.client(WITHOUT_PACKAGE, world.hub.repos["org/gdd"].sha, output, home="stranger")
-    ((module, receptive_field, refusal),) = world.finish(client)
+def test_loaded_without_the_package(world, reader, stranger):
+    ((module, receptive_field, refusal),) = world.finish(stranger)
     assert module.startswith("diffusers_modules.") and "gdd-diffusers" in refusal
     assert receptive_field == world.pipe.receptive_field  # so tiles are cut and joined in the same way
-    loaded = np.load(output)
+    loaded = np.load(world.folder / "stranger.npz")
     assert all(np.array_equal(loaded[name], world.expected()) for name in ("main", "pinned"))
     assert np.array_equal(loaded["fp16"], reader[0]["fp16"])
-
-
-def test_dry_run_uploads_nothing(world):
-    before = len(world.hub.requests)
-    result = CliRunner().invoke(cli.app, ["publish", str(world.model), "org/dry", "--dry-run"])
-    assert result.exit_code == 0 and "pipeline_real_denoise.py" in result.output
-    assert len(world.hub.requests) == before and "org/dry" not in world.hub.repos
 
 
 def test_a_repo_that_does_not_load_is_refused(pipe, tmp_path):
@@ -482,6 +485,7 @@ def test_card_has_its_sections_and_results(tmp_path):
             Result("Kodak, sigma 25", "PSNR (dB)", 20.456, 30.123),
             Result("Kodak, sigma 25", "SSIM", 0.5, 0.91234),
             Result("Kodak, sigma 25", "PSNR (dB)", 20.456, 29.0, "origin, 10 steps"),
+            Result("Kodak, clean", "PSNR (dB)", None, 40.0),
         ],
         commands=["python examples/evaluate.py"],
         limits="Text blurs.",
@@ -494,8 +498,11 @@ def test_card_has_its_sections_and_results(tmp_path):
     data = card.data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "image-to-image")
     assert data.datasets == ["org/pictures"]
-    assert {(r.dataset_name, r.dataset_type) for r in data.eval_results} == {("Kodak, sigma 25", "kodak-sigma-25")}
-    assert [(r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results] == [
+    assert [(r.dataset_name, r.dataset_type) for r in data.eval_results[-2:]] == [
+        ("Kodak, sigma 25", "kodak-sigma-25"),
+        ("Kodak, clean", "kodak-clean"),
+    ]
+    assert [(r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results[:3]] == [
         ("psnr", "PSNR (dB), denoised", 30.12),
         ("ssim", "SSIM, denoised", 0.9123),
         ("psnr", "PSNR (dB), origin, 10 steps", 29.0),
@@ -504,6 +511,7 @@ def test_card_has_its_sections_and_results(tmp_path):
         "| Kodak, sigma 25 | noisy | 20.46 | 0.5000 |",
         "|  | denoised | 30.12 | 0.9123 |",
         "|  | origin, 10 steps | 29.00 |  |",
+        "| Kodak, clean | denoised | 40.00 |  |",
     ]
     for words in ("Ten minutes.", "one by A, CC0", "Text blurs."):
         assert words in card.text

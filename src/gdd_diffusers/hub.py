@@ -129,13 +129,14 @@ class Result:
     Args:
         dataset (`str`): The pictures and their noise.
         metric (`str`): Its name, with the unit in brackets if it has one: `"PSNR (dB)"`.
-        noisy, denoised (`float`): Of the noisy pictures and of what the model makes of them.
+        noisy (`float`, *optional*): Of the noisy pictures; `None` for clean ones, which the model should leave alone.
+        denoised (`float`): Of what the model makes of them.
         setting (`str`, defaults to `"denoised"`): What tells several ways apart: `"origin, 10 steps"`.
     """
 
     dataset: str
     metric: str
-    noisy: float
+    noisy: float | None
     denoised: float
     setting: str = "denoised"
 
@@ -218,14 +219,15 @@ def _table(results: list[Result]) -> str:
     metrics = dict.fromkeys(result.metric for result in results)
     data = {}  # set of pictures: setting: metric: value
     for result in results:
-        rows = data.setdefault(result.dataset, {"noisy": dict(metrics)})
-        rows["noisy"][result.metric] = result.noisy
+        rows = data.setdefault(result.dataset, {})
+        if result.noisy is not None:
+            rows.setdefault("noisy", dict(metrics))[result.metric] = result.noisy
         rows.setdefault(result.setting, dict(metrics))[result.metric] = result.denoised
     lines = [["pictures", "", *metrics], ["---", "---", *["---:"] * len(metrics)]]
     for dataset, rows in data.items():
-        for setting, values in rows.items():
+        for i, (setting, values) in enumerate(rows.items()):
             cells = ["" if value is None else _number(value) for value in values.values()]
-            lines.append([dataset if setting == "noisy" else "", setting, *cells])
+            lines.append(["" if i else dataset, setting, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -239,7 +241,7 @@ def _slug(text: str) -> str:
 
 def build_repo(model: RealDenoisePipeline | str | os.PathLike, folder: str | os.PathLike, name: str):
     """
-    Writes what a repo holds into an empty folder: weights in float32 and float16, configs, code and the card.
+    Writes what a repo holds into an empty folder: weights as they are and in float16, configs, code and the card.
 
     Nothing else gets in: of a folder given as `model`, the pipeline is loaded and saved anew, and only its card and
     the pictures that the card shows are copied.
@@ -248,20 +250,27 @@ def build_repo(model: RealDenoisePipeline | str | os.PathLike, folder: str | os.
         model: A pipeline, or the folder of one.
         folder: Where the repo is written.
         name (`str`): The repo's id, for the code in the card.
+
+    Raises:
+        `ValueError`: When the pipeline could not be loaded again, or the name is none of a repo.
+        `FileNotFoundError`: When there is no such folder.
     """
+    validate_repo_id(name)
+    if "/" not in name:
+        raise ValueError(f"A repo is named ORG/NAME, with your own name for ORG if it is yours, not {name}.")
     folder = Path(folder)
     if isinstance(model, str | os.PathLike) and not Path(model).is_dir():
         raise FileNotFoundError(f"There is no folder {model}.")
     pipe = RealDenoisePipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
     pipe.save_pretrained(folder)
-    # loaded and saved by diffusers, which knows the weights that a network wants to keep in float32
-    half = type(pipe.unet).from_pretrained(folder / "unet", dtype=torch.float16)
-    half.save_pretrained(folder / "unet", variant="fp16")
+    # read again rather than converted, so that what a network keeps in float32 stays in float32
+    half = RealDenoisePipeline.from_pretrained(folder, dtype=torch.float16)
+    half.unet.save_pretrained(folder / "unet", variant="fp16")
 
     # Which file of the repo holds which class; and no trace of where the model came from
     for file in folder.rglob("*.json"):
         _edit_json(file, lambda config: config.pop("_name_or_path", None))
-    index = RealDenoisePipeline.load_config(folder)  # refuses what could not be loaded again
+    index = RealDenoisePipeline.load_config(folder)
     code = {
         component: [COMPONENT_MODULES.get(index[component][1], "diffusers"), index[component][1]]
         for component in ("unet", "scheduler")
@@ -398,9 +407,6 @@ def publish(model: RealDenoisePipeline | str | os.PathLike, repo_id: str, **kwar
         `RuntimeError`: When the repo does not load as it must; nothing has been uploaded.
         `OSError`: When the Hub does not take it, in one sentence that says why.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"A repo is named ORG/NAME, with your own name for ORG if it is yours, not {repo_id}.")
     with tempfile.TemporaryDirectory() as folder:
         build_repo(model, folder, repo_id)
         check_repo(folder)
