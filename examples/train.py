@@ -31,6 +31,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from training.card import training_card
 from training.checkpoints import (
     averaged_weights,
@@ -157,10 +158,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 def build_pipeline(args) -> RealDenoisePipeline:
     if args.pretrained_model:
         return RealDenoisePipeline.from_pretrained(args.pretrained_model)
-    file = Path(args.model_config)
-    if not file.is_file():
-        file = CONFIGS / f"{args.model_config}.json"
-    if not file.is_file():
+    files = [Path(args.model_config), CONFIGS / f"{args.model_config}.json"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         raise FileNotFoundError(f"--model_config {args.model_config} is neither a file nor one of: {PRESETS}.")
     config = json.loads(file.read_text())
     classes = {"LocalUNet2DModel": LocalUNet2DModel, "UNet2DModel": diffusers.UNet2DModel}
@@ -188,10 +188,9 @@ def main(args) -> tuple[float, float]:
     is_main = accelerator.is_main_process
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
-    if accelerator.device.type == "cpu" and accelerator.num_processes == torch.get_num_threads() == 1 < os.cpu_count():
-        logger.warning(
-            f"One of {os.cpu_count()} cores is used: accelerate launch --cpu --num_processes 1 uses them all."
-        )
+    on_one_core = accelerator.num_processes == torch.get_num_threads() == 1
+    if accelerator.device.type == "cpu" and on_one_core and os.cpu_count() > 1:
+        logger.warning(f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all.")
     if args.push_to_hub and is_main:  # first, since a missing login should not be found at the end
         create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
 
@@ -268,7 +267,7 @@ def main(args) -> tuple[float, float]:
         pin_memory=accelerator.device.type == "cuda",
     )
     progress = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
-    with stop_signals() as signals:
+    with stop_signals() as signals, logging_redirect_tqdm():
         loop_started = asked = time.monotonic()
         for batch in loader:
             waited += time.monotonic() - asked

@@ -622,6 +622,13 @@ def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, capl
     assert "max_train_steps was 6 and is 3, seed was 0 and is 5" in caplog.text
 
 
+def test_says_that_cores_lie_idle(data, tmp_path, caplog, monkeypatch):
+    """`accelerate launch` gives a process one thread unless told otherwise, as the tests do."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    run(data, tmp_path, max_train_minutes=0)
+    assert "One of 4 cores is used; accelerate launch --cpu --num_processes 1 uses all." in caplog.text
+
+
 def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data, tmp_path):
     with pytest.raises(ArithmeticError, match=r"The loss is (nan|inf) in step \d, on a batch of .*photos/\d.png"):
         run(data, tmp_path, learning_rate=1e30, max_grad_norm=1e30)

@@ -17,7 +17,7 @@ RECIPE = """{done} of {total} steps of
 {command}
 ```
 
-Mean PSNR in dB on {num_pairs} held-out pairs of at most 256 px while training, by rule and number of steps{of_sets}:
+Mean PSNR in dB on {num_pairs} held-out {pairs} of at most 256 px while training, by rule and number of steps{of_sets}:
 
 {table}"""
 
@@ -36,12 +36,14 @@ def training_card(args, accelerator, folder: Path, step: int, sources, sets, val
     shown = validations[::-1][::every][::-1]  # at most 20, the last among them
     rows = [[str(line["step"]), *(f"{line[key]:.2f}" if key in line else "" for key in columns)] for line in shown]
     names = [key.removeprefix("psnr/").replace("_", " ").replace("/", ", ") for key in columns]
+    num_pairs = sum(map(len, sets.values()))
     lines = [["step", *names], ["---"] * (1 + len(columns)), *rows]
     recipe = RECIPE.format(
         done=step,
         total=args.max_train_steps,
         command=shlex.join([*launch, "examples/train.py", *words]),
-        num_pairs=sum(map(len, sets.values())),
+        num_pairs=num_pairs,
+        pairs="pair" if num_pairs == 1 else "pairs",
         of_sets=f", of all and of {', '.join(sets)}" if len(sets) > 1 else "",
         table="\n".join(f"| {' | '.join(line)} |" for line in lines),
     )
