@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_train_steps", type=positive, default=20_000, help="Length of the whole training.")
     add("--max_train_minutes", type=float, help="Save and exit after this long, to be resumed.")
     add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
+    add("--loss_weighting", choices=["none", "noise"], default="none", help="noise: faint noise counts as strong does.")
     add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
     add("--learning_rate", type=float, default=1e-3)
     add("--lr_scheduler", default="cosine", help="Any name that diffusers' get_scheduler knows.")
@@ -278,7 +279,8 @@ def main(args) -> tuple[float, float]:
             with accelerator.accumulate(unet):
                 x_t = scheduler.add_noise(clean, noisy, t)
                 output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
-                loss = loss_function(scheduler.get_pred_original_sample(output, t, x_t), clean)
+                weight = losses.noise_weight(clean, noisy) if args.loss_weighting == "noise" else 1.0
+                loss = loss_function(scheduler.get_pred_original_sample(output, t, x_t), clean, weight)
                 micro_losses.append(accelerator.reduce(loss.detach(), "mean").item())
                 if not math.isfinite(micro_losses[-1]):
                     files = ", ".join(dict.fromkeys(batch["files"]))

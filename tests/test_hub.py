@@ -282,7 +282,7 @@ def reader(world, author, stranger):
         Fault(weights_of("org/cut"), drop_after=0, times=6),  # and all retries
         Fault(weights_of("org/corrupt"), corrupt=True, times=1),
         Fault("org/down", status=503),
-        Fault(weights_of("org/broken"), status=500),
+        Fault("org/broken", status=500),
         Fault("org/gated/resolve", status=403, code="GatedRepo"),
     ]
     output = world.folder / "reader.npz"

@@ -212,6 +212,7 @@ def test_every_option_together(data, tmp_path):
         gradient_accumulation_steps=2,
         mixed_precision="bf16",
         loss="l2",
+        loss_weighting="noise",
         timestep_sampling="far",
         validation_dir=None,
         dataloader_num_workers=1,
@@ -222,9 +223,10 @@ def test_every_option_together(data, tmp_path):
     assert pipe.unet.dtype == torch.float32
 
 
-def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pictures(data, tmp_path):
+@pytest.mark.parametrize("weighting", ["none", "noise"])
+def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pictures(data, tmp_path, weighting):
     """The gradient is the mean over both, and steps are counted by optimizer steps."""
-    lines = run(data, tmp_path, gradient_accumulation_steps=2, max_train_steps=3)
+    lines = run(data, tmp_path, gradient_accumulation_steps=2, max_train_steps=3, loss_weighting=weighting)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     batches = train.TrainingBatches(
         load_data(train.parse_args(arguments(data, tmp_path / "other")))[0], 8, [(16, 1.0)], 6
@@ -238,7 +240,9 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pic
         x_t = torch.nn.functional.pixel_unshuffle(pipe.scheduler.add_noise(clean, noisy, t), 2)
         with torch.no_grad():
             x0_hat = torch.nn.functional.pixel_shuffle(pipe.unet(x_t, t).sample, 2)
-        losses.append(torch.sqrt((x0_hat - clean) ** 2 + 1e-6).mean().item())
+        noise = (noisy - clean).abs().mean((1, 2, 3), keepdim=True)
+        weight = 0.15 / (noise + 0.05) if weighting == "noise" else 1
+        losses.append((weight * torch.sqrt((x0_hat - clean) ** 2 + 1e-6)).mean().item())
     assert lines[0]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
 
 
