@@ -36,8 +36,8 @@ from training.card import training_card
 from training.checkpoints import (
     averaged_weights,
     find_checkpoints,
-    ignore_signals,
     load_checkpoint,
+    outlive_signals,
     rewind_log,
     save_checkpoint,
     save_pipeline,
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_train_steps", type=positive, default=20_000, help="Length of the whole training.")
     add("--max_train_minutes", type=float, help="Save and exit after this long, to be resumed.")
     add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
-    add("--loss_weighting", choices=["none", "noise"], default="none", help="noise: faint noise counts as strong does.")
+    add("--loss_weighting", choices=["none", "noise"], default="none", help="noise: faint noise counts like strong.")
     add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
     add("--learning_rate", type=float, default=1e-3)
     add("--lr_scheduler", default="cosine", help="Any name that diffusers' get_scheduler knows.")
@@ -264,11 +264,11 @@ def main(args) -> tuple[float, float]:
         batch_size=None,
         sampler=range(start * args.gradient_accumulation_steps, len(batches)),
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=outlive_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
-    progress = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
-    with stop_signals() as signals, logging_redirect_tqdm():
+    bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
+    with bar as progress, stop_signals() as signals, logging_redirect_tqdm():
         loop_started = asked = time.monotonic()
         for batch in loader:
             waited += time.monotonic() - asked
@@ -326,7 +326,6 @@ def main(args) -> tuple[float, float]:
                 if stop:
                     break
             asked = time.monotonic()
-    progress.close()
     seconds = time.monotonic() - loop_started
     speed, waiting = num_pixels / 1e6 / seconds, waited / seconds
     logger.info(

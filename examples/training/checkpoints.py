@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,7 +118,18 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def ignore_signals(worker: int):
-    """For the processes that prepare batches, since a terminal or a scheduler sends its signal to these as well."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def outlive_signals(worker: int):
+    """
+    For the processes that prepare batches: a terminal or a scheduler signals them as well as the training, which still
+    needs them up to its checkpoint. Only what the training itself says, when it fails, ends them.
+    """
+
+    def end_with_the_training():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_with_the_training, daemon=True).start()
