@@ -185,7 +185,20 @@ class CameraNoise:
         draw = _Draw(len(clean), generator, clean.device)
         if self.preset == "gaussian":
             return _white_noise(clean, draw)
+        if self.preset != "mixed" or iso is not None:
+            return self._photograph(clean, draw, iso)
 
+        # Some photographs stay as they are, and take no camera's time
+        share = draw.uniform(0, 1)
+        as_is = share.flatten() < AS_IS_SHARE
+        photographs = clean
+        clean, noisy = _white_noise(photographs, draw, noise_free=share < AS_IS_SHARE / 2)
+        if not as_is.all():
+            others = _Draw(int((~as_is).sum()), generator, clean.device)
+            clean[~as_is], noisy[~as_is] = self._photograph(photographs[~as_is], others, None)
+        return clean, noisy
+
+    def _photograph(self, clean, draw, iso):
         # 1. A camera, a light and settings for each picture: every value of p is [B, 1, 1, 1]
         p = draw.camera(list(PRESETS) if self.preset == "mixed" else [self.preset])
         if iso is not None:
@@ -213,7 +226,6 @@ class CameraNoise:
             linear = _mix(torch.linalg.inv(rgb_to_camera), camera).clamp(0, 1)
             return _s_curve(_srgb_encode(linear), p["contrast"])
 
-        photographs = clean
         clean, noisy = develop(raw), develop(noisy_raw)
 
         # 5. What cameras do to files
@@ -223,12 +235,6 @@ class CameraNoise:
 
         if iso is None:
             noisy = torch.where(draw.uniform(0, 1) < NOISE_FREE_SHARE, clean, noisy)
-            if self.preset == "mixed":
-                as_is = draw.uniform(0, 1)
-                white = _white_noise(photographs, draw, noise_free=as_is < AS_IS_SHARE / 2)
-                clean, noisy = (
-                    torch.where(as_is < AS_IS_SHARE, *pair) for pair in zip(white, (clean, noisy), strict=True)
-                )
         return clean, noisy
 
 
