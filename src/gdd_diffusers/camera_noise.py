@@ -199,6 +199,7 @@ class CameraNoise:
         return clean, noisy
 
     def _photograph(self, clean, draw, iso):
+        """The pairs of the cameras that are drawn; the preset is no `"gaussian"`."""
         # 1. A camera, a light and settings for each picture: every value of p is [B, 1, 1, 1]
         p = draw.camera(list(PRESETS) if self.preset == "mixed" else [self.preset])
         if iso is not None:
