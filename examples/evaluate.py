@@ -22,10 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from evaluation import report
-from evaluation.benchmarks import PictureSet, load_data, write_dnd_submission, write_sidd_submission
-from evaluation.peers import load_peer
-from evaluation.results import NOISY_INPUT, Method, Results, measure, runner, slug, to_float
+
+
+try:
+    from evaluation import report
+    from evaluation.benchmarks import PictureSet, load_data, write_dnd_submission, write_sidd_submission
+    from evaluation.peers import load_peer
+    from evaluation.results import NOISY_INPUT, Method, Results, measure, runner, slug, to_float
+except ImportError as error:
+    sys.exit(f"evaluate.py: {error}; install the extra: pip install 'gdd-diffusers[eval]'")
 from tqdm.auto import tqdm
 
 from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
@@ -95,9 +100,11 @@ def load_methods(args, device: torch.device) -> list[Method]:
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, args.dtype)).to(device)
         pipe.set_progress_bar_config(disable=True)
         methods += pipeline_methods(pipe, model or label, label if labels.count(label) == 1 else model, args)
-    for peer in args.compare:
+    short_names = [peer.rpartition(":")[0] if peer.count(":") > 1 else peer for peer in args.compare]
+    for peer, name in zip(args.compare, short_names, strict=True):
         denoise, takes_sigma = load_peer(peer, device)
-        name, _, weights = peer.rpartition(":") if peer.count(":") > 1 else (peer, "", None)
+        weights = peer.removeprefix(f"{name}:") if name != peer else None
+        name = name if short_names.count(name) == 1 else peer
         fingerprint = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else ""
         dtype = "float64" if peer == "bm3d" else "float32"
         ways = {"blind": ", blind", "true": ", true sigma", "best": ", best sigma"} if takes_sigma else {None: ""}

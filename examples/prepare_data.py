@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from gdd_diffusers.paired_data import (
     LAYOUTS,
+    UNREADABLE,
     Pictures,
     load_hub_dataset,
     load_marked_pairs,
@@ -106,7 +107,7 @@ def plan(pictures: Pictures, args) -> list[list[int]]:
         try:
             with open_cell(pictures.dataset[row]["clean"]) as image:
                 num_tiles += math.prod(math.ceil(side / args.tile_size) for side in upright_size(image))
-        except OSError:
+        except UNREADABLE:
             continue  # counted when it is read
     return files
 
@@ -183,11 +184,14 @@ def main(args):
 
     # Files that are there already can only stay if all would be cut in the same way.
     (output_dir / "data").mkdir(parents=True, exist_ok=True)
-    names = ("tile_size", "tiles_per_file", "validation_share")
+    source = ("noisy_dir", "gt_dir", "layout", "marks", "folder", "dataset_name", "noisy_column", "clean_column")
+    names = (*source, "tile_size", "tiles_per_file", "validation_share")
     options = {name: getattr(args, name) for name in names} | {"num_pictures": len(dataset)}
     options_file = output_dir / ".prepare_data.json"
-    if options_file.exists() and (before := json.loads(options_file.read_text())) != options:
-        raise ValueError(f"{output_dir} was begun with {before}, not {options}: remove it or choose another folder.")
+    before = json.loads(options_file.read_text()) if options_file.exists() else options
+    changed = [f"{k} was {before.get(k)} and is {v}" for k, v in options.items() if before.get(k) != v]
+    if changed:
+        raise ValueError(f"{output_dir} was begun otherwise ({', '.join(changed)}): remove it or choose another.")
     options_file.write_text(json.dumps(options))
 
     for split, part in splits.items():

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -37,13 +36,15 @@ from training.checkpoints import (
     averaged_weights,
     find_checkpoints,
     load_checkpoint,
-    outlive_signals,
+    remove_unfinished,
     rewind_log,
     save_checkpoint,
     save_pipeline,
+    start_worker,
     stop_signals,
 )
 from training.data import load_data
+from training.optimizer import build_optimizer
 from training.validation import in_words, validate
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
     add("--loss_weighting", choices=["none", "noise"], default="none", help="noise: faint noise counts like strong.")
     add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for the hidden convolutions.")
     add("--learning_rate", type=float, default=1e-3)
     add("--lr_scheduler", default="cosine", help="Any name that diffusers' get_scheduler knows.")
     add("--lr_warmup_steps", type=int, default=200)
@@ -192,10 +194,42 @@ def main(args) -> tuple[float, float]:
     on_one_core = accelerator.num_processes == torch.get_num_threads() == 1
     if accelerator.device.type == "cpu" and on_one_core and os.cpu_count() > 1:
         logger.warning(f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all.")
-    if args.push_to_hub and is_main:  # first, since a missing login should not be found at the end
-        create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
+    if args.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"{args.report_to} is not installed: pip install {args.report_to}, or give --report_to none.")
 
-    # 1. Data
+    # 1. Model
+    pipeline = build_pipeline(args)
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    pixel_unshuffle, T = pipeline.config.pixel_unshuffle, scheduler.config.num_train_timesteps
+    multiple = pixel_unshuffle * 2 ** (len(unet.config.block_out_channels) - 1)
+    if any(crop % multiple for crop, _ in args.crop_size):
+        raise ValueError(f"--crop_size must be made of multiples of {multiple} for this network.")
+    unet.to(memory_format=torch.channels_last)  # convolutions are some 5% faster, on a GPU more
+    optimizer = build_optimizer(args, unet)
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    )
+    ema = EMAModel(unet.parameters(), args.ema_decay, foreach=True, use_ema_warmup=True, power=0.75)
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    # Prepared by accelerate, the schedule would advance once per process; it counts optimizer steps here.
+    accelerator.register_for_checkpointing(lr_scheduler, ema)
+    loss_function = getattr(losses, args.loss)
+
+    # 2. Where to begin
+    recipe = {
+        "options": vars(args) | {"num_processes": accelerator.num_processes},
+        "model": {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
+        | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
+    }
+    start = 0
+    if args.resume_from_checkpoint:
+        latest = args.resume_from_checkpoint == "latest"
+        checkpoints = find_checkpoints(output_dir) if latest else [Path(args.resume_from_checkpoint)]
+        if checkpoints:
+            start = load_checkpoint(accelerator, checkpoints[-1], recipe)
+    ema.to(accelerator.device)  # a checkpoint's average is loaded to the CPU
+
+    # 3. Data, and where to log
     sources, validation_sets = load_data(args)
     batches = TrainingBatches(
         sources,
@@ -206,45 +240,14 @@ def main(args) -> tuple[float, float]:
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-
-    # 2. Model
-    pipeline = build_pipeline(args)
-    unet, scheduler = pipeline.unet, pipeline.scheduler
-    pixel_unshuffle, T = pipeline.config.pixel_unshuffle, scheduler.config.num_train_timesteps
-    multiple = pixel_unshuffle * 2 ** (len(unet.config.block_out_channels) - 1)
-    if any(crop % multiple for crop, _ in args.crop_size):
-        raise ValueError(f"--crop_size must be made of multiples of {multiple} for this network.")
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), args.learning_rate, betas=(0.9, args.adam_beta2), weight_decay=args.adam_weight_decay
-    )
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
-    ema = EMAModel(unet.parameters(), args.ema_decay, use_ema_warmup=True, power=0.75)
-    unet, optimizer = accelerator.prepare(unet, optimizer)
-    # Prepared by accelerate, the schedule would advance once per process; it counts optimizer steps here.
-    accelerator.register_for_checkpointing(lr_scheduler, ema)
-    loss_function = getattr(losses, args.loss)
-
-    # 3. Where to begin
-    recipe = {
-        "options": vars(args) | {"num_processes": accelerator.num_processes},
-        "model": {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
-        | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
-    }
-    start, log_file, validations = 0, output_dir / "log.jsonl", []
+    log_file, validations = output_dir / "log.jsonl", []
     best_by = f"psnr/improved_{args.validation_inference_steps[0]}"
-    if args.resume_from_checkpoint:
-        latest = args.resume_from_checkpoint == "latest"
-        checkpoints = find_checkpoints(output_dir) if latest else [Path(args.resume_from_checkpoint)]
-        if checkpoints:
-            start = load_checkpoint(accelerator, checkpoints[-1], recipe)
-    ema.to(accelerator.device)  # a checkpoint's average is loaded to the CPU
     if is_main:
+        if args.push_to_hub:  # a missing login should not be found at the end
+            create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
-        for leftover in list(output_dir.rglob("*.partial")):
-            shutil.rmtree(leftover)
+        remove_unfinished(output_dir)
         validations = [line for line in rewind_log(log_file, start) if "psnr/noisy" in line]
 
     def log(step, values):
@@ -264,7 +267,7 @@ def main(args) -> tuple[float, float]:
         batch_size=None,
         sampler=range(start * args.gradient_accumulation_steps, len(batches)),
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=start_worker,
         pin_memory=accelerator.device.type == "cuda",
     )
     bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)

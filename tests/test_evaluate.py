@@ -415,6 +415,41 @@ def test_one_step_is_the_same_under_both_rules(pairs, model, tmp_path):
     assert list(read_methods(tmp_path)) == ["noisy input", "tiny, 1 step", "tiny, 1 step, strength 0.6"]
 
 
+def test_strengths_are_kept_apart(pairs, model, tmp_path):
+    """ "strength 0" begins as "strength 0.5" does."""
+    run("--data", f"mine:{pairs}", "--model", model, "--steps", 1, "--strength", 0, 0.5, "--output_dir", tmp_path)
+    methods = read_methods(tmp_path)
+    noisy, zero, half = (method["figures"]["psnr"] for method in methods.values())
+    assert zero == pytest.approx(noisy) and half != pytest.approx(noisy)
+
+
+def test_weights_of_one_architecture_are_kept_apart(pairs, tmp_path, monkeypatch):
+    files = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    monkeypatch.setattr(evaluate, "load_peer", lambda name, device: (lambda picture: picture, False))
+    names = [f"spandrel:Net:{file}" for file in files]
+    peers = [*names, f"spandrel:Other:{files[0]}"]
+    args = evaluate.parse_args(["--data", f"mine:{pairs}", "--model", "--compare", *peers])
+    methods = evaluate.load_methods(args, CPU)[1:]
+    assert [method.name for method in methods] == [*names, "spandrel:Other"]
+    assert len({method.fingerprint for method in methods[:2]}) == 2
+
+
+def test_a_pair_without_noise_gains_nothing_and_leaves_valid_json(pairs, model, tmp_path):
+    shutil.copy(next((pairs / "clean").iterdir()), tmp_path / "still.png")
+    for name in ("noisy", "clean"):
+        shutil.copy(tmp_path / "still.png", pairs / name / "still.png")
+    run("--data", f"mine:{pairs}", "--model", model, "--steps", 1, "--output_dir", tmp_path)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    figures = read_methods(tmp_path)["tiny, 1 step"]["figures"]
+    assert np.isfinite(figures["gain"]) and "still" not in figures["worst_picture"]
+
+
 def test_known_noise_is_told_to_peers(pairs, tmp_path):
     run("--data", f"mine:{pairs}@gaussian:20", "--model", "--compare", "wavelet", "--output_dir", tmp_path)
     methods = read_methods(tmp_path)

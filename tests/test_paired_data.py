@@ -12,6 +12,7 @@ from gdd_diffusers.paired_data import (
     Pictures,
     Source,
     TrainingBatches,
+    check_sizes,
     decode,
     find_images,
     load_clean,
@@ -134,6 +135,25 @@ def test_marked_pairs_in_one_folder(tmp_path):
         load_marked_pairs(tmp_path, "_grainy", "_clean")
 
 
+def test_clean_pictures_without_a_mark(tmp_path):
+    noisy, clean = save(tmp_path / "a_noisy.png", seed=1), save(tmp_path / "a.png", seed=2)
+    save(tmp_path / "unrelated.png")
+    (pair,) = load_marked_pairs(tmp_path, "_noisy", "")
+    np.testing.assert_array_equal(np.asarray(pair["noisy"]), noisy)
+    np.testing.assert_array_equal(np.asarray(pair["clean"]), clean)
+
+
+def test_a_header_that_no_picture_has_is_the_readers_business(pair_dirs, monkeypatch):
+    """It is counted among the unreadable ones when it is read, and does not end the search for pairs."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Image.open raises DecompressionBombError
+    dataset = load_pairs(*pair_dirs)
+    assert len(dataset) == 5
+    pictures = Pictures(dataset)
+    check_sizes(pictures, 8)
+    with pytest.raises(ValueError, match="2 of 5 pictures cannot be read"):
+        [pictures[row] for row in range(5)]
+
+
 def test_sidd_medium_as_downloaded(tmp_path):
     for folder, number in (("0001_001_S6_00100_00060_3200_L", "0001"), ("0002_001_S6_00100_00020_3200_N", "0002")):
         for shot in ("010", "011"):
@@ -225,6 +245,10 @@ def test_any_dataset_with_two_image_columns(tmp_path, pair_dirs):
         load_hub_dataset(str(tmp_path / "hub"), "train", "lq", "gt")
     with pytest.raises(ValueError, match="no image column 'scene'"):
         load_hub_dataset(str(tmp_path / "hub"), "train", "lq", "scene")
+    numbered = dataset.remove_columns("scene").add_column("scene", [1, 1, 2, 2, None])
+    numbered.to_parquet(tmp_path / "hub" / "train.parquet")
+    parts = split_by_scene(load_hub_dataset(str(tmp_path / "hub"), "train", "lq", "hq"), 0.3)
+    assert sum(map(len, parts)) == 5 and not set(parts[0]["scene"]) & set(parts[1]["scene"])
     clean_only = load_hub_dataset(str(tmp_path / "hub"), "train", clean_column="hq")
     assert set(clean_only.features) == {"clean", "scene"}
 

@@ -110,8 +110,10 @@ def test_stopped_and_run_again_it_makes_the_same_files(pairs):
 
 def test_other_options_in_the_same_folder_are_refused(pairs):
     run(pairs)
-    with pytest.raises(ValueError, match="was begun with .*'tile_size': 32.* not .*'tile_size': 16"):
+    with pytest.raises(ValueError, match=r"was begun otherwise \(tile_size was 32 and is 16\)"):
         run(pairs, tile_size=16)
+    with pytest.raises(ValueError, match="noisy_dir was .*noisy and is .*clean"):  # as many, but other pictures
+        run(pairs, noisy_dir=pairs / "clean")
 
 
 def test_the_card_names_splits_and_licence(pairs):

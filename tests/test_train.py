@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +35,13 @@ sys.path.insert(0, str(EXAMPLES))
 
 import train  # noqa: E402
 from training import curves, throughput  # noqa: E402
-from training.checkpoints import find_checkpoints, save_checkpoint, save_pipeline, stop_signals  # noqa: E402
+from training.checkpoints import (  # noqa: E402
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_pipeline,
+    stop_signals,
+)
 from training.data import load_data  # noqa: E402
 from training.validation import validate  # noqa: E402
 
@@ -195,6 +202,33 @@ def test_learns_to_remove_noise(data, tmp_path, prediction_type):
         assert lines[-1]["psnr/improved_1"] > lines[-1]["psnr/noisy"] + 1
 
 
+def test_muon_learns_and_goes_on_bit_for_bit(data, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    lines = run(data, whole, optimizer="muon", max_train_steps=12)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    run(data, stopped, optimizer="muon", max_train_steps=12, max_train_minutes=0)
+    run(data, stopped, optimizer="muon", max_train_steps=12, resume_from_checkpoint="latest")
+    assert_same_training(whole, stopped, "checkpoint-12")
+
+    with pytest.raises(ValueError, match="was trained with --optimizer muon.*--pretrained_model"):
+        run(data, stopped, max_train_steps=12, resume_from_checkpoint="latest")
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ValueError, match=r"pip install .gdd-diffusers\[train\]"):
+        run(data, tmp_path / "other", optimizer="muon")
+
+
+def test_muon_is_for_the_hidden_convolutions(data, tmp_path):
+    args = train.parse_args(arguments(data, tmp_path, optimizer="muon"))
+    unet = train.build_pipeline(args).unet
+    hidden, others = (group["params"] for group in train.build_optimizer(args, unet).param_groups)
+    names = {id(parameter): name for name, parameter in unet.named_parameters()}
+    assert {id(parameter) for parameter in hidden + others} == set(names)
+    assert {parameter.ndim for parameter in hidden} == {4}
+    outermost = {names[id(parameter)] for parameter in others if parameter.ndim == 4}
+    assert outermost == {"conv_in.weight", "conv_out.weight"}
+
+
 def test_every_option_together(data, tmp_path):
     """Two sources with weights, accumulation, growing crops, a plain UNet2DModel, in half precision with a worker."""
     config = CONFIG | {"_class_name": "UNet2DModel", "pixel_unshuffle": 1, "in_channels": 3, "out_channels": 3}
@@ -246,13 +280,43 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pic
     assert lines[0]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
 
 
-def test_goes_on_with_larger_batches(data, tmp_path):
+def test_goes_on_with_larger_batches(data, tmp_path, monkeypatch):
     """An odd number of steps was done one by one; from there on, two batches make a step."""
     for _ in range(3):
         run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
+    updates = []
+    step = train.EMAModel.step
+    monkeypatch.setattr(train.EMAModel, "step", lambda *args: updates.append(1) or step(*args))
+    backward = train.Accelerator.backward
+    monkeypatch.setattr(train.Accelerator, "backward", lambda *args: updates.append(0) or backward(*args))
     lines = run(data, tmp_path, gradient_accumulation_steps=2, resume_from_checkpoint="latest")
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert updates == [0, 0, 1] * 3
     assert find_checkpoints(tmp_path)[-1].name == "checkpoint-6"
+
+
+def test_going_back_needs_the_later_checkpoints_out_of_the_way(data, tmp_path):
+    """Or the next `latest` would be of the training that was given up."""
+    run(data, tmp_path)
+    with pytest.raises(ValueError, match="checkpoint-6 is later than .*checkpoint-4.*move the later ones elsewhere"):
+        run(data, tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-6").rename(tmp_path / "checkpoint-6-of-before")
+    lines = run(data, tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} >= {"checkpoint-6", "checkpoint-6-of-before"}
+
+
+def test_a_scaler_that_was_not_saved_is_named(whole):
+    recipe = json.loads((whole / "checkpoint-6" / "recipe.json").read_text())
+    accelerator = types.SimpleNamespace(scaler="a GradScaler")
+    with pytest.raises(ValueError, match="checkpoint-6 was not trained with --mixed_precision fp16"):
+        load_checkpoint(accelerator, whole / "checkpoint-6", recipe)
+
+
+def test_a_tracker_that_is_not_installed_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(ValueError, match="tensorboard is not installed: pip install tensorboard"):
+        run(data, tmp_path, report_to="tensorboard")
 
 
 def test_goes_on_from_a_pipeline(whole, data, tmp_path):
@@ -274,6 +338,7 @@ def test_learns_from_a_stream(data, tmp_path, monkeypatch):
         datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "hub" / f"{split}.parquet")
     options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
     run(data, tmp_path / "a", **options)
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing of it was stored
     run(data, tmp_path / "b", max_train_minutes=0, dataloader_num_workers=1, **options)
     run(data, tmp_path / "b", resume_from_checkpoint="latest", **options)
     assert_same_training(tmp_path / "a", tmp_path / "b", "checkpoint-6")
@@ -326,12 +391,15 @@ def test_validates_on_several_sets_and_keeps_the_best_weights_by_all_their_pairs
 
     # The best so far is read from the log: worse weights that follow a stop do not take its place.
     kept = (tmp_path / "out" / "best" / WEIGHTS).read_bytes()
-    run(data, tmp_path / "out", **options, resume_from_checkpoint=tmp_path / "out" / f"checkpoint-{best + 1}")
+    for later in range(best + 2, 7):
+        shutil.rmtree(tmp_path / "out" / f"checkpoint-{later}")
+    run(data, tmp_path / "out", **options, resume_from_checkpoint="latest")
     assert (tmp_path / "out" / "best" / WEIGHTS).read_bytes() == kept
 
     # Scores on other pictures are no match for those from now on.
     options |= {"validation_dir": data / "pairs", "validation_inference_steps": 1}
-    run(data, tmp_path / "out", **options, resume_from_checkpoint=tmp_path / "out" / "checkpoint-5")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    run(data, tmp_path / "out", **options, resume_from_checkpoint="latest")
     assert "6 of 6 steps" in (tmp_path / "out" / "best" / "README.md").read_text()
 
 

@@ -13,7 +13,7 @@ import torch
 
 from gdd_diffusers.camera_noise import PRESETS, CameraNoise
 from gdd_diffusers.matlab_files import open_dnd, open_sidd_blocks
-from gdd_diffusers.paired_data import decode, load_clean, load_hub_dataset, load_pairs, load_polyu
+from gdd_diffusers.paired_data import UNREADABLE, decode, load_clean, load_hub_dataset, load_pairs, load_polyu
 
 
 DND_CROPS = 20  # of each image, by the rules of the benchmark
@@ -122,7 +122,7 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> PictureSet:
             cell = dataset[i][column]
             try:
                 pixels[column] = decode(cell)
-            except (OSError, SyntaxError, ValueError) as error:  # all of them Pillow's
+            except UNREADABLE as error:
                 raise OSError(f"{cell['path'] or f'row {i} of {name}'} cannot be read: {error}") from error
         return pixels["noisy"], pixels["clean"]
 

@@ -63,16 +63,19 @@ def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str])
         if rows[0][name] is not None:
             result[name] = float(np.median([row[name] for row in rows]))
     if "psnr" in metrics and noisy_rows:
-        gains = [row["psnr"] - noisy["psnr"] for row, noisy in zip(rows, noisy_rows, strict=True)]
+        # of those with noise: what equals its clean picture can gain nothing
+        pairs = [(row, noisy) for row, noisy in zip(rows, noisy_rows, strict=True) if math.isfinite(noisy["psnr"])]
+        gains = [row["psnr"] - noisy["psnr"] for row, noisy in pairs]
         worst = int(np.argmin(gains))
-        result |= {"gain": float(np.mean(gains)), "worst_gain": gains[worst], "worst_picture": rows[worst]["picture"]}
+        picture = pairs[worst][0]["picture"]
+        result |= {"gain": float(np.mean(gains)), "worst_gain": gains[worst], "worst_picture": picture}
     return result
 
 
 def without_infinity(data):
     """For JSON, which has no number for the PSNR of equal pictures: without it."""
     if isinstance(data, dict):
-        return {key: without_infinity(value) for key, value in data.items() if value != math.inf}
+        return {k: without_infinity(v) for k, v in data.items() if not isinstance(v, float) or math.isfinite(v)}
     return [without_infinity(value) for value in data] if isinstance(data, list) else data
 
 

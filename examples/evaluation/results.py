@@ -207,7 +207,9 @@ class Results:
     def read(self, method: Method) -> dict[str, dict]:
         """The rows of a method by key; a failure only where there was no success before or after."""
         rows = {}
-        for file in sorted((self.folder / "rows").glob(f"{slug(method.name)}.*.jsonl")):
+        # a glob for "strength-0.*" would find "strength-0.5.0.jsonl"
+        name = re.compile(re.escape(slug(method.name)) + r"\.\d+\.jsonl")
+        for file in sorted(file for file in (self.folder / "rows").glob("*.jsonl") if name.fullmatch(file.name)):
             for line in file.read_text().splitlines():
                 try:
                     row = json.loads(line)

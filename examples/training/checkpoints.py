@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -18,7 +19,7 @@ OF_ONE_RUN = {"command", "resume_from_checkpoint", "max_train_minutes"}
 
 def find_checkpoints(output_dir: str | Path) -> list[Path]:
     """Whole checkpoints, the latest last."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
@@ -39,8 +40,6 @@ def written_whole(folder: Path):
 
 def save_checkpoint(accelerator, folder: Path, recipe: dict, limit: int):
     """Write a checkpoint beside its place and rename it when it is whole, so that the latest one always is."""
-    if folder.exists():
-        return
     with written_whole(folder) as partial:
         accelerator.save_state(str(partial))
         if accelerator.is_main_process:
@@ -75,10 +74,25 @@ def save_pipeline(pipeline, card, folder: Path):
     shutil.rmtree(partial)
 
 
+def remove_unfinished(output_dir: Path):
+    """Delete what was being written when a training was killed."""
+    for folder in output_dir.glob("checkpoint-*.partial"):
+        shutil.rmtree(folder)
+    for folder in (output_dir, output_dir / "best"):
+        shutil.rmtree(folder / "pipeline.partial", ignore_errors=True)
+
+
 def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
     """Put everything back as it was, and return the number of steps that were done."""
-    if not (folder / "recipe.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint of this script.")
+    name = re.match(r"checkpoint-(\d+)", folder.name)
+    if not name or not (folder / "recipe.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint of this script, named checkpoint-STEP.")
+    step = int(name[1])
+    latest = find_checkpoints(recipe["options"]["output_dir"])[-1:]
+    if latest and int(latest[0].name.split("-")[1]) > step:
+        raise ValueError(f"{latest[0]} is later than {folder}: to go on from there, move the later ones elsewhere.")
+    if accelerator.scaler is not None and not (folder / "scaler.pt").is_file():
+        raise ValueError(f"{folder} was not trained with --mixed_precision fp16: go on without it.")
     saved, recipe = json.loads((folder / "recipe.json").read_text()), json.loads(json.dumps(recipe))
 
     def changes(part):
@@ -88,11 +102,18 @@ def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
 
     if changes("model"):
         raise ValueError(f"{folder} holds a model of another architecture: {changes('model')}.")
+    before = saved["options"].setdefault("optimizer", "adamw")  # the only one that there once was
+    if before != recipe["options"]["optimizer"]:
+        raise ValueError(
+            f"{folder} was trained with --optimizer {before}: go on with it, or begin anew from the weights, with "
+            f"--pretrained_model {folder.parent} and another --output_dir."
+        )
     if changes("options"):
         logger.warning(f"Not all is as in {folder}: {changes('options')}.")
     accelerator.load_state(str(folder))
+    accelerator.step = 0  # of accumulation, which may be another now
     logger.info(f"Going on from {folder}.")
-    return int(folder.name.split("-")[1])
+    return step
 
 
 def rewind_log(log_file: Path, step: int) -> list[dict]:
@@ -118,10 +139,11 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def outlive_signals(worker: int):
+def start_worker(worker: int):
     """
-    For the processes that prepare batches: a terminal or a scheduler signals them as well as the training, which still
-    needs them up to its checkpoint. Only what the training itself says, when it fails, ends them.
+    For the processes that prepare batches. They take what time the training's threads leave: at equal priority they
+    would hold up one thread, for which all others wait. And a terminal or a scheduler signals them as well as the
+    training, which still needs them up to its checkpoint: only what the training says, when it fails, ends them.
     """
 
     def end_with_the_training():
@@ -129,6 +151,8 @@ def outlive_signals(worker: int):
             pass
         os._exit(0)
 
+    if hasattr(os, "nice"):  # Windows has other ways
+        os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -26,6 +26,7 @@ def load_data(args) -> tuple[list[Source], dict[str, list[Pair]]]:
         folders = [Path(folder).resolve() for folder in args.validation_dir]
         held_out = [(folder.name, load_pairs(folder / "noisy", folder / "clean")) for folder in folders]
     elif with_validation:
+        columns["streaming"] = args.streaming
         held_out = [(Path(name).name, load_hub_dataset(name, "validation", **columns)) for name in with_validation]
     elif args.streaming:
         raise ValueError("A streamed dataset without a validation split needs --validation_dir.")
@@ -46,8 +47,17 @@ def load_data(args) -> tuple[list[Source], dict[str, list[Pair]]]:
     return sources, sets
 
 
-def held_out_pairs(dataset: datasets.Dataset, simulator: CameraNoise, count: int) -> list[Pair]:
-    """The middles of pictures spread evenly over a data set, with noise simulated where there is none."""
+def held_out_pairs(
+    dataset: datasets.Dataset | datasets.IterableDataset, simulator: CameraNoise, count: int
+) -> list[Pair]:
+    """
+    The middles of pictures spread evenly over a data set, or of the first of a stream, with noise simulated where
+    there is none.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        for name in {"noisy", "clean"} & dataset.features.keys():
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        dataset = datasets.Dataset.from_list(list(dataset.take(count)), features=dataset.features)
     count = min(count, len(dataset))
     pictures = Pictures(dataset.select([i * len(dataset) // count for i in range(count)]))
     pairs = []

@@ -32,7 +32,8 @@ def bare_loop(args) -> float:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     pipeline = train.build_pipeline(args)
-    optimizer = torch.optim.AdamW(pipeline.unet.parameters())
+    pipeline.unet.to(memory_format=torch.channels_last)
+    optimizer = train.build_optimizer(args, pipeline.unet)
     unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
     factor, crop = pipeline.config.pixel_unshuffle, args.crop_size[0][0]
     noisy, clean = torch.rand(2, args.train_batch_size, 3, crop, crop, device=accelerator.device)

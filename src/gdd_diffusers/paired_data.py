@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")  # that Pillow decodes
 
+# What Pillow raises for files that it cannot read, in pixels or header
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 # The simulator gets this much more than the crop on each side, so that its borders, and the 8x8 grid of its JPEG
 # blocks, fall anywhere in what the network sees.
 MARGIN = 4
@@ -121,7 +124,7 @@ def load_marked_pairs(
     Args:
         folder (`str` or `Path`): Searched with its subfolders. Pictures without a mark are left alone.
         noisy_mark (`str`): What the name of every noisy picture contains, such as `"_noisy"`.
-        clean_mark (`str`): What its partner has in that place, such as `"_clean"`.
+        clean_mark (`str`): What its partner has in that place, such as `"_clean"`, or nothing at all, `""`.
         scene_of (`Callable`, *optional*): From a noisy path to its scene; by default each pair is its own.
 
     Raises:
@@ -138,7 +141,7 @@ def load_marked_pairs(
         if not partner.is_file():
             raise ValueError(f"{path} has no partner {partner.name} beside it.")
     for path in files:
-        if clean_mark in path.name and path not in partners:
+        if clean_mark and clean_mark in path.name and path not in partners:
             raise ValueError(f"{path} has no partner {path.name.replace(clean_mark, noisy_mark)} beside it.")
     scene_of = scene_of or (lambda path: str(path.relative_to(folder)))
     return _from_files(clean, noisy, [scene_of(path) for path in noisy])
@@ -259,7 +262,7 @@ def load_hub_dataset(
     dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
     for column in columns.values():
         dataset = dataset.cast_column(column, datasets.Image())
-    return dataset
+    return dataset.cast_column("scene", datasets.Value("string")) if "scene" in kept else dataset
 
 
 def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -274,7 +277,7 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     Raises:
         ValueError: If there is but one scene.
     """
-    scenes = list(dataset["scene"] if "scene" in dataset.column_names else map(str, range(len(dataset))))
+    scenes = list(map(str, dataset["scene"] if "scene" in dataset.column_names else range(len(dataset))))
     ordered = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
     if len(ordered) < 2:
         raise ValueError("All pictures are of one scene, so that none can be held out to validate on.")
@@ -289,7 +292,7 @@ def _from_files(clean: list[Path], noisy: list[Path] | None = None, scenes: Iter
         try:
             with Image.open(a) as noisy_image, Image.open(b) as clean_image:
                 sizes = [upright_size(noisy_image), upright_size(clean_image)]
-        except OSError:
+        except UNREADABLE:
             continue  # whoever reads the pictures will count it among the unreadable ones
         if sizes[0] != sizes[1]:
             (w, h), (other_w, other_h) = sizes
@@ -383,7 +386,7 @@ class Pictures:
         for name in self.columns:
             try:
                 picture[name] = decode(cells[name])
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
+            except UNREADABLE as error:
                 file = cells[name]["path"] or f"row {row}"
                 if row not in self.unreadable:
                     logger.warning(f"{file} cannot be read and is left out: {error}")
@@ -610,7 +613,7 @@ def check_sizes(pictures: Pictures, smallest: int):
         try:
             with open_cell(cell) as image:
                 size = upright_size(image)
-        except OSError:
+        except UNREADABLE:
             continue
         if min(size) < smallest:
             raise ValueError(_too_small(cell["path"], size, smallest))
