@@ -279,6 +279,58 @@ def test_peer_without_its_package_says_which_extra(monkeypatch):
         evaluate.load_metrics(["lpips"], CPU)
 
 
+class Fader(torch.nn.Module):
+    """Stands for a network of another library: takes away a part, or sigma."""
+
+    def __init__(self, pretrained):
+        super().__init__()
+        self.share = torch.load(pretrained)
+
+    def forward(self, x, sigma=None):
+        return x * (1 - self.share) if sigma is None else x - sigma
+
+
+class ToldFader(Fader):
+    def forward(self, x, sigma):
+        return x - sigma
+
+
+def test_models_of_other_libraries_without_them(tmp_path, monkeypatch):
+    """How they are called; the next two tests meet the libraries themselves, where they are installed."""
+    noisy, weights = make_pair(0, 37, 50)[0].astype(np.float32) / 255, tmp_path / "weights.pth"
+    torch.save(torch.tensor(0.25), weights)
+    models = types.SimpleNamespace(Fader=Fader, ToldFader=ToldFader)
+    monkeypatch.setitem(sys.modules, "deepinv", types.SimpleNamespace(models=models))
+    monkeypatch.setitem(sys.modules, "deepinv.models", models)
+    denoise, takes_sigma = load_peer(f"deepinv:Fader:{weights}", CPU)
+    assert not takes_sigma
+    np.testing.assert_allclose(denoise(noisy), 0.75 * noisy, atol=1e-6)
+    denoise, takes_sigma = load_peer(f"deepinv:ToldFader:{weights}", CPU)
+    assert takes_sigma
+    np.testing.assert_allclose(denoise(noisy, 0.1), noisy - 0.1, atol=1e-6)
+    with pytest.raises(ValueError, match="deepinv has no model 'Median'"):
+        load_peer(f"deepinv:Median:{weights}", CPU)
+
+    class ModelLoader:
+        def __init__(self, device):
+            assert device == CPU
+
+        def load_from_file(self, file):
+            network = Fader(file)
+            network.architecture = types.SimpleNamespace(name="NAFNet")
+            return network
+
+    monkeypatch.setitem(sys.modules, "spandrel", types.SimpleNamespace(ModelLoader=ModelLoader))
+    denoise, takes_sigma = load_peer(f"spandrel:nafnet:{weights}", CPU)
+    assert not takes_sigma
+    np.testing.assert_allclose(denoise(noisy), 0.75 * noisy, atol=1e-6)
+    with pytest.raises(ValueError, match="weights.pth is a model of NAFNet, not of SwinIR"):
+        load_peer(f"spandrel:SwinIR:{weights}", CPU)
+    weights.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="spandrel:NAFNet:.* cannot be loaded"):
+        load_peer(f"spandrel:NAFNet:{weights}", CPU)
+
+
 def test_model_of_deepinv(tmp_path):
     models = pytest.importorskip("deepinv.models")
     noisy = make_pair(0, 37, 50)[0].astype(np.float32) / 255
