@@ -97,6 +97,29 @@ def test_folder_twice_does_not_denoise_its_own_results(run, tmp_path):
     assert len(list((tmp_path / "a").iterdir())) == 4
 
 
+def test_results_among_the_inputs_are_not_denoised_again(run, tmp_path):
+    for i in range(2):
+        save_picture(tmp_path / f"{i}.png", seed=i)
+    assert run("denoise", *sorted(tmp_path.glob("*.png")))[0] == 0  # what a shell makes of *.png
+    code, said = run("denoise", *sorted(tmp_path.glob("*.png")))
+    assert code == 0 and "0 denoised; 2 skipped" in said and len(list(tmp_path.iterdir())) == 4
+    assert run("denoise", "0_denoised.png")[0] == 0  # which is asked for
+    assert (tmp_path / "0_denoised_denoised.png").is_file()
+
+
+@pytest.mark.parametrize("folder", ["in", "."])
+def test_output_folder_within_the_input_is_not_descended_into(run, tmp_path, folder):
+    save_picture(tmp_path / "in" / "1.png")
+    save_picture(tmp_path / "in" / "deep" / "2.png")
+    command = ["denoise", folder, "-o", "in/out", "--recursive"]
+    assert "2 denoised" in run(*command)[1]
+    code, said = run(*command)
+    assert code == 0 and "0 denoised; 2 skipped" in said
+    assert "2 denoised" in run(*command, "--format", "jpg")[1]
+    assert "2 denoised" in run(*command, "--overwrite")[1]
+    assert "2 denoised" in run("denoise", "in/deep", "in/1.png", "-o", "in", "--overwrite")[1]  # into one above
+
+
 def test_folders_files_and_globs_into_a_folder(run, tmp_path):
     save_picture(tmp_path / "a" / "1.png")
     save_picture(tmp_path / "a" / "deep" / "2.png")
@@ -112,6 +135,19 @@ def test_format_changes_the_extension(run, tmp_path):
     save_picture(tmp_path / "noisy.png")
     assert run("denoise", "noisy.png", "--format", "jpg", "--quality", 50)[0] == 0
     assert Image.open("noisy_denoised.jpg").format == "JPEG"
+    assert run("denoise", "noisy.png", "--format", ".TIF")[0] == 0
+    assert Image.open("noisy_denoised.tif").format == "TIFF"
+    code, said = run("denoise", "noisy.png", "--format", "gif", "--model", "nowhere")
+    assert code == 2 and "gif" in said and ".webp" in said and "nowhere" not in said
+
+
+def test_a_slash_at_the_end_means_a_folder(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    assert run("denoise", noisy, "-o", "out/")[0] == 0
+    assert Image.open("out/noisy.png").size == (70, 50)
+    assert run("denoise", noisy, "-o", "out")[1].startswith("0 denoised; 1 skipped")
+    code, said = run("denoise", noisy, "-o", "noisy.png/")
+    assert code == 2 and "folder is needed" in said
 
 
 def test_finished_files_are_skipped_until_overwrite(run, tmp_path):
@@ -145,6 +181,17 @@ def test_failures_are_named_and_the_others_done(run, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.png"]
 
 
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_result_that_cannot_be_looked_at_fails_alone(run, tmp_path, options):
+    save_picture(tmp_path / f"{'a' * 250}.png")
+    good = save_picture(tmp_path / "good.png")
+    code, said = run("denoise", ".", *options)
+    assert code == 1 and "1 denoised; 1 failed" in said and "too long; choose another name" in said
+    assert (tmp_path / "good_denoised.png").is_file()
+    code, said = run("denoise", good, "-o", f"{'b' * 300}.png", *options)
+    assert code == 1 and "0 denoised; 1 failed" in said and "too long; choose another name" in said
+
+
 def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png")
     (tmp_path / "none").mkdir()
@@ -164,7 +211,7 @@ def test_two_pictures_for_one_result_are_refused(run, tmp_path):
 def test_several_pictures_into_a_file_are_refused(run, tmp_path):
     first, second = save_picture(tmp_path / "1.png"), save_picture(tmp_path / "2.png")
     code, said = run("denoise", first, second, "-o", first)
-    assert code == 2 and "need a folder" in said
+    assert code == 2 and "folder is needed" in said
 
 
 @pytest.mark.parametrize(
@@ -177,6 +224,9 @@ def test_several_pictures_into_a_file_are_refused(run, tmp_path):
         ["--tile-size", "8"],
         ["--rule", "best"],
         ["--device", "abacus"],
+        ["--format", "gif"],
+        ["--format", "."],
+        ["--format", "a/b"],
         ["--no-such-option"],
     ],
 )
@@ -214,6 +264,31 @@ def test_compare_writes_a_labelled_picture(run, tmp_path):
     second = save_picture(tmp_path / "second.png")
     code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
     assert code == 2 and "--compare takes one picture" in said
+
+
+def test_compare_that_cannot_be_written_ends_before_the_long_part(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    (tmp_path / "sheet.png").write_bytes(b"precious")
+    command = ["denoise", noisy, "-o", "clean.png", "--compare"]
+    for sheet, reason in [("sheet.png", "exists already"), ("none/sheet.png", "no folder")]:
+        code, said = run(*command, sheet)
+        assert code == 1 and "0 denoised" in said and f"{sheet} " in said and reason in said
+        assert not (tmp_path / "clean.png").exists()
+    before = noisy.read_bytes()
+    for sheet in ("clean.png", "./noisy.png"):
+        code, said = run(*command, sheet, "--overwrite")
+        assert code == 2 and "would replace" in said and noisy.read_bytes() == before
+    assert (tmp_path / "sheet.png").read_bytes() == b"precious"
+
+
+def test_compare_of_an_existing_result_needs_overwrite(run, tmp_path):
+    command = ["denoise", save_picture(tmp_path / "noisy.png"), "-o", "clean.png"]
+    assert run(*command)[0] == 0
+    code, said = run(*command, "--compare", "sheet.png")
+    assert code == 1 and "use --overwrite" in said and not (tmp_path / "sheet.png").exists()
+    assert run(*command, "--compare", "sheet.png", "--overwrite")[0] == 0
+    code, said = run(*command, "--compare", "sheet.png")
+    assert code == 0 and "1 skipped" in said
 
 
 def test_info(run, model):
@@ -268,3 +343,24 @@ def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_pat
     written = sorted((tmp_path / "out").iterdir())
     assert process.returncode == 130 and f"{len(written)} of 200 pictures are done" in said and "Traceback" not in said
     assert all(Image.open(path).size == (200, 200) for path in written) and len(written) < 200
+
+
+@pytest.mark.parametrize("options", [["-o", "out"], ["-o", "in", "--overwrite"]])
+def test_interrupt_names_failures_and_what_the_same_command_would_do(run, tmp_path, monkeypatch, options):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_text("not a picture")
+    for i in range(1, 4):
+        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+    calls = []
+
+    def denoise(pipe, pixels, **kwargs):
+        calls.append(pixels)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return pixels
+
+    monkeypatch.setattr(cli, "denoise_pixels", denoise)
+    code, said = run("denoise", "in", *options)
+    assert code == 130 and "in/0.png is no " in said and "1 of 4 pictures are done" in said
+    assert ("goes on with the rest" in said) != ("--overwrite" in options)
+    assert ("leave out all up to in/1.png" in said) == ("--overwrite" in options)

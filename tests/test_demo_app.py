@@ -485,6 +485,34 @@ def test_cancelled_job_ends_before_the_next_layer(model, tmp_path):
     assert not list(tmp_path.rglob("*_denoised*"))
 
 
+def test_no_name_of_an_upload_is_that_of_a_file_of_the_page(model, tmp_path):
+    page = demo_app.Page(tmp_path, str(model), "cpu", "float32")
+    for name in ("before.png", "noisy.png"):
+        write_image(tmp_path / name, photograph(bits=16))
+        page.open(SimpleNamespace(session_hash="someone"), tmp_path / name, shutil.copy)
+        picture = page.visitors["someone"].picture
+        assert picture.name == name and picture.read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_settings_of_one_visitor_are_not_those_of_the_next(tmp_path):
+    make_pipeline(tile_size=None, tile_overlap=16).save_pretrained(tmp_path / "model")
+    page = demo_app.Page(tmp_path, str(tmp_path / "model"), "cpu", "float32")
+    photo, sizes, jobs = save_photograph(tmp_path / "a.png"), [], []
+    for session, tile_size in (("one", 64), ("two", None)):
+        visitor = SimpleNamespace(session_hash=session)
+        page.open(visitor, photo, shutil.copy)
+        jobs.append(page.ask(visitor, 1, 1, False, "phone", 1600, str(tmp_path / "model"), "improved", tile_size)[0])
+        page.denoise(visitor, jobs[-1], progress=lambda *_, **__: None)
+        sizes.append(page.load(str(tmp_path / "model")).pipe.config.tile_size)
+    assert sizes == [64, None]
+    assert jobs[0] != jobs[1]
+
+
+def test_strangers_choose_no_model(model, tmp_path):
+    page = demo_app.Page(tmp_path, str(model), "cpu", "float32", one_model=True)
+    assert page.load("org/huge") is page.load(str(model)) is page.load(str(tmp_path))
+
+
 def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
     page = demo_app.Page(tmp_path / "root", str(model), "cpu", "float32")
     secret = save_photograph(tmp_path / "secret.png")

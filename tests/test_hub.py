@@ -57,11 +57,11 @@ print(json.dumps({"pushed": True}))
 
 # Again and again: the parts that have been checked above, without the check
 def upload(card, **kwargs):
-    Path(folder, "README.md").write_text(card)
+    Path(folder, "README.md").write_text(card) if card else Path(folder, "README.md").unlink()
     hub.build_repo(folder, files, "org/again")
     return hub.upload_repo(files, "org/again", **kwargs).oid
 
-print(json.dumps([upload("# First"), upload("# Second")]))
+print(json.dumps([upload("# First"), upload("# Second"), upload(None)]))
 input()  # somebody edits the card there
 print(json.dumps([upload("# Third")]))
 print(json.dumps([upload("# Fourth", overwrite_card=True)]))
@@ -330,11 +330,15 @@ def test_nothing_of_the_author_is_published(world, author):
 
 def test_card_is_replaced_unless_somebody_edited_it(world, author):
     again = world.hub.repos["org/again"].commits
-    first, second, third, fourth = (again[sha]["README.md"] for line in author[3:6] for sha in line)
+    first, second, without, third, fourth = (again[sha]["README.md"] for line in author[3:6] for sha in line)
     assert first.startswith(b"# First") and second.startswith(b"# Second\n") and fourth.startswith(b"# Fourth")
+    assert without == second  # a model without a card has nothing better to say
     assert third.startswith(b"# Second, by hand")
     assert author[-1] == {
-        "warnings": ["The card of org/again was written or changed on the Hub, so it stays as it is there."]
+        "warnings": [
+            "The card of org/again says more than none would, so it stays as it is there.",
+            "The card of org/again was written or changed on the Hub, so it stays as it is there.",
+        ]
     }
 
 

@@ -66,6 +66,23 @@ def test_alpha_is_left_alone(pipe, mode):
     assert not np.array_equal(np.asarray(result)[..., 0], np.asarray(image)[..., 0])
 
 
+def test_a_profile_of_other_colours_does_not_stay(pipe):
+    image = Image.new("CMYK", (20, 16))
+    image.info |= {"icc_profile": b"of a press", "exif": b"exif"}
+    result = pipe(image).images[0]
+    assert result.mode == "RGB" and "icc_profile" not in result.info and result.info["exif"] == b"exif"
+
+
+def test_tiles_and_overlaps_are_multiples_before_they_are_compared(pipe):
+    multiple = pipe._multiple
+    for tile_size, overlap in ((2 * multiple - 1, 1), (multiple + 2, multiple // 2 + 1)):
+        with pytest.raises(ValueError, match=f"must be at least {2 * multiple} for this network"):
+            pipe.enable_tiling(tile_size, overlap)
+    pipe.enable_tiling(2 * multiple, 1)
+    picture = torch.rand(1, 3, 5 * multiple, 4 * multiple + 1)
+    assert pipe(picture, output_type="pt").images.shape == picture.shape
+
+
 def test_profile_and_exif_stay_with_a_pil_picture(pipe):
     image = random_picture("RGB")
     image.info |= {"icc_profile": b"profile", "exif": b"exif"}

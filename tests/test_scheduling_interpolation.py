@@ -264,6 +264,17 @@ def test_strength_stops_the_walk_on_the_line(clean, noisy, rule, strength):
     assert scheduler.num_inference_steps == torch.tensor(strength * 4).ceil()
 
 
+def test_strengths_that_no_float_is_equal_to():
+    """0.6000000000000001 of ten steps are six: the seventh would lead nowhere."""
+    scheduler = InterpolationScheduler()
+    for N, strength in [(10, 0.1 * k) for k in range(10)] + [(10, 1.0)] + [(3, 1 - 1 / 3), (3, 2 / 3)]:
+        scheduler.set_timesteps(N, strength=strength)
+        assert len(scheduler.timesteps) == round(N * strength)
+        assert (scheduler._nodes.diff() < 0).all()
+    with pytest.raises(ValueError, match="strictly descending"):
+        scheduler.set_timesteps(timesteps=[900.00000001, 900])
+
+
 def test_strength_shortens_the_same_walk():
     scheduler = InterpolationScheduler()
     scheduler.set_timesteps(4, strength=0.6)

@@ -1,5 +1,6 @@
 """The `gdd` command. Heavy imports wait until a command needs them, so that `gdd --help` answers at once."""
 
+import os
 import sys
 import time
 from enum import StrEnum
@@ -71,13 +72,16 @@ def load_model(model: str | None, device: str = "cpu", dtype: str = "float32"):
         raise fail(one_line(error)) from None
 
 
+def is_below(path: str | Path, folder: str | Path) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+
+
 def plan_outputs(
-    inputs: list[Path], output: Path | None, format: str | None, recursive: bool
+    inputs: list[Path], output: str | None, format: str | None, recursive: bool
 ) -> tuple[dict[Path, Path], dict[Path, str]]:
     """Which file each picture goes to, and which inputs are no pictures, and why."""
     from .image_files import list_images
 
-    suffix = f".{format.lower().lstrip('.')}" if format else None
     sources: dict[Path, Path] = {}  # picture: its path below the output folder
     failed = {}
     for item in inputs:
@@ -89,11 +93,17 @@ def plan_outputs(
         for path in paths:
             if path != item and output is None and path.stem.endswith(SUFFIX):
                 continue  # what an earlier run on this folder has made
+            if output is not None and is_below(output, item) and is_below(path, output):
+                continue  # the same, in a folder within this one
             sources[path] = path.relative_to(item) if item.is_dir() else Path(path.name)
     single = len(inputs) == 1 and list(sources) == inputs
-    as_folder = output is not None and (not single or output.is_dir() or str(output).endswith(("/", "\\")))
-    if output is not None and as_folder and output.is_file():
-        raise fail(f"{output} is a file, but several pictures need a folder.", 2)
+    as_folder = False
+    if output is not None:
+        slash = output.endswith((os.sep, os.altsep or os.sep))
+        output = Path(output)  # which has no slash at its end
+        as_folder = not single or slash or os.path.isdir(output)  # is_dir raises where it may not look
+    if as_folder and os.path.isfile(output):
+        raise fail(f"{output} is a file, but a folder is needed; choose another name with -o.", 2)
 
     outputs = {}
     for path, relative in sources.items():
@@ -103,9 +113,13 @@ def plan_outputs(
             target = output / relative
         else:
             target = output
-        if suffix and (output is None or as_folder):
-            target = target.with_suffix(suffix)
+        if format and (output is None or as_folder):
+            target = target.with_suffix(f".{format}")
         outputs[path] = target
+    if output is None:
+        # a shell's *.jpg names what an earlier run has made, too
+        made = set(outputs.values())
+        outputs = {path: target for path, target in outputs.items() if path not in made}
     for target in set(outputs.values()):
         origins = [str(path) for path, other in outputs.items() if other == target]
         if len(origins) > 1:
@@ -153,8 +167,10 @@ class BatchProgress:
 def denoise(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders of pictures, or globs.")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help=f"File or folder; beside the input as NAME{SUFFIX} if not given."),
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help=f"File or folder; beside the input as NAME{SUFFIX} if not given."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub repo, ORG/NAME or ORG/NAME@REVISION.")] = None,
     steps: Annotated[
@@ -179,23 +195,34 @@ def denoise(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
     """Remove the noise from pictures. Depth, colour profile and metadata stay as they are."""
-    from .image_files import check_output, read_image, write_image
+    from .image_files import FORMATS, check_output, read_image, write_image
 
+    if format is not None:
+        format = format.lower().removeprefix(".")
+        if f".{format}" not in FORMATS:
+            raise fail(f"there is no format .{format}: use one of {', '.join(FORMATS)}.", 2)
     outputs, failed = plan_outputs(inputs, output, format, recursive)
     if compare and len(outputs) > 1:
         raise fail(f"--compare takes one picture, not {len(outputs)}.", 2)
+    if compare and os.path.realpath(compare) in {os.path.realpath(path) for pair in outputs.items() for path in pair}:
+        raise fail(f"--compare {compare} would replace the picture or its result; choose another name.", 2)
 
     skipped = 0
     jobs = {}
     for path, target in outputs.items():
-        if overwrite or not target.exists():
-            jobs[path] = target
-        elif target.samefile(path):
-            failed[path] = "the result would replace the picture itself; use --overwrite, or -o for another place."
-        else:
-            skipped += 1
+        try:
+            if not target.exists() or overwrite:
+                jobs[path] = target
+            elif target.samefile(path):
+                failed[path] = "the result would replace the picture itself; use --overwrite, or -o for another place."
+            elif compare and not os.path.exists(compare):
+                failed[path] = f"{target} exists already; {compare} is only made along with it, so use --overwrite."
+            else:
+                skipped += 1
+        except OSError as error:  # the name is too long, or the folder may not be searched
+            failed[path] = f"{target} cannot be written: {error.strerror}; choose another name or place with -o."
 
-    done, megapixels, start = 0, 0.0, time.monotonic()
+    done, megapixels, stopped, start = [], 0.0, False, time.monotonic()
     if jobs:
         pipe, _ = load_model(model, device, dtype)
         try:
@@ -212,25 +239,30 @@ def denoise(
                     picture = read_image(path)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     check_output(target, picture.pixels, picture, format, overwrite)  # before the long part
+                    if compare:
+                        check_output(compare, picture.pixels, format="png", overwrite=overwrite)
                     pixels = denoise_pixels(pipe, picture.pixels, num_inference_steps=steps, strength=strength)
                     write_image(target, pixels, like=picture, format=format, quality=quality, overwrite=overwrite)
+                    done.append(path)
+                    megapixels += picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
                     if compare:
                         write_comparison(compare, picture.pixels, pixels, overwrite)
-                    done += 1
-                    megapixels += picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
                 except Exception as error:  # one picture's trouble, whatever it is, must not end the batch
                     failed[path] = one_line(error)
                 progress.finish()
         except KeyboardInterrupt:
-            progress.bar.close()
-            say(f"gdd: stopped. {done} of {len(jobs)} pictures are done; the same command goes on with the rest.")
-            raise typer.Exit(130) from None
+            stopped = True
         progress.bar.close()
 
     for path, reason in failed.items():
         say(f"gdd: {reason}" if str(path) in reason else f"gdd: {path}: {reason}")
+    if stopped:
+        rest = "the same command goes on with the rest"
+        if overwrite and done:
+            rest = f"leave out all up to {done[-1]} the next time, or --overwrite denoises them again"
+        raise fail(f"stopped. {len(done)} of {len(jobs)} pictures are done; {rest}.", 130)
     if not quiet:
-        parts = [f"{done} denoised"]
+        parts = [f"{len(done)} denoised"]
         parts += [f"{skipped} skipped, since their results exist (--overwrite replaces them)"] if skipped else []
         parts += [f"{len(failed)} failed"] if failed else []
         if done:

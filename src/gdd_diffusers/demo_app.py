@@ -6,6 +6,7 @@ time, and the others wait in Gradio's queue. The two parts of the page for which
 pictures are dropped and where they are looked at, are the HTML and JavaScript in `demo_files`.
 """
 
+import itertools
 import os
 import secrets
 import shutil
@@ -149,7 +150,6 @@ class Visitor:
     folder: Path | None = None  # of the picture and all that is made of it
     picture: Path | None = None
     before: str | None = None  # URL of what the viewer shows of it
-    jobs: int = 0
     wanted: int | None = None  # number of the last job, until it is done; any other one is to stop
     settings: Settings | None = None  # of the last job
 
@@ -184,33 +184,47 @@ class Page:
         root (`Path`): The folder of all files that visitors send and get; Gradio serves them to who knows their names.
         model (`str`, *optional*): What the page begins with: a folder or a Hub repo; the bundled model if not given.
         device, dtype (`str`, defaults to `"auto"`): As for `gdd denoise`.
+        one_model (`bool`, defaults to `False`): Whether visitors get this model alone. Any other one would be loaded
+            with the rights of who serves the page: from this machine's folders, by its login to the Hub, at any size.
 
     Raises:
         `OSError`: When the model cannot be loaded.
         `ValueError`: When there is no such device.
     """
 
-    def __init__(self, root: Path, model: str | None = None, device: str = "auto", dtype: str = "auto"):
-        self.root = root
+    def __init__(
+        self,
+        root: Path,
+        model: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        one_model: bool = False,
+    ):
+        self.root, self.one_model = root, one_model
         self.device, self.dtype = choose_device(device, dtype)
         # One thread for all jobs: Gradio begins the next one while a cancelled one still ends, and the C library keeps
         # memory for each thread that has ever asked for much.
         self.worker = ThreadPoolExecutor(max_workers=1)
         self.running: tuple[Visitor, int] | None = None
         self.visitors: dict[str, Visitor] = {}
+        self.jobs = itertools.count(1)
         self.models: dict[str, Model] = {}
         self.first_model = model or ""
         self.load(self.first_model)
 
     def load(self, name: str) -> Model:
         """A model by its name; only the last one stays in memory."""
-        if name not in self.models:
+        if self.one_model:
+            name = self.first_model
+        model = self.models.get(name)
+        if model is None:
             pipe = load_pipeline(find_model(name or None), dtype=self.dtype).to(self.device)
             for layer in pipe.unet.modules():  # a job can end before any layer, so within a tile
                 layer.register_forward_pre_hook(self.raise_if_stopped)
             defaults = pipe.config.default_num_inference_steps, pipe.scheduler.config.step_rule, pipe.config.tile_size
-            self.models = {name: Model(name or "gdd-small, bundled", pipe, *defaults)}
-        return self.models[name]
+            model = Model(name or "gdd-small, bundled", pipe, *defaults)
+            self.models = {name: model}
+        return model
 
     def raise_if_stopped(self, *_):
         visitor, job = self.running
@@ -232,15 +246,15 @@ class Page:
         """Make a file the picture of the visitor, in place of the last one, and show it."""
         visitor = self.visitors.setdefault(request.session_hash, Visitor())
         folder = self.root / secrets.token_hex(16)
-        folder.mkdir()
+        (folder / "picture").mkdir(parents=True)
         try:
-            file = Path(take(path, folder / path.name))
+            file = Path(take(path, folder / "picture" / path.name))
             check_pixels(file)
             picture = read_image(file)
             before = write_preview(folder / "before.png", picture.pixels)
         except Exception as error:
             shutil.rmtree(folder)
-            raise told(error, folder) from error
+            raise told(error, folder / "picture") from error
         self.forget_picture(visitor)
         visitor.folder, visitor.picture, visitor.before = folder, file, before
         if request.session_hash not in self.visitors:  # left meanwhile
@@ -259,9 +273,8 @@ class Page:
         visitor = self.visitors.get(request.session_hash)
         if visitor is None or visitor.picture is None:
             raise told(ValueError("there is no picture: drop one first."), self.root)
-        visitor.jobs += 1
-        visitor.wanted, visitor.settings = visitor.jobs, Settings(*settings)
-        return visitor.jobs, gr.Button(interactive=True)
+        visitor.wanted, visitor.settings = next(self.jobs), Settings(*settings)
+        return visitor.wanted, gr.Button(interactive=True)
 
     def ask_again(self, request: gr.Request, *settings):
         """The same when settings have changed, if there was a job before."""
@@ -314,7 +327,7 @@ class Page:
         except Exception as error:
             if visitor.wanted != job:  # it was stopped, or its files were deleted, which comes to the same
                 return gr.skip(), gr.skip()
-            raise told(error, folder) from error
+            raise told(error, folder / "picture") from error
         finally:
             if visitor.wanted == job:
                 visitor.wanted = None
@@ -326,8 +339,11 @@ class Page:
         settings, file = visitor.settings, visitor.picture
         progress(0, desc="Reading the picture")
         model = self.load(settings.model.strip())
+        model.pipe.disable_tiling()  # which another visitor may have wanted
         set_up(model.pipe, settings.steps, settings.rule, settings.tile_size or model.tile_size)
+        self.raise_if_stopped()
         like = read_image(file)
+        self.raise_if_stopped()
         noisy, truth, before = like.pixels, None, visitor.before
         extension = file.suffix if file.suffix.lower() in FORMATS else f".{like.format}"
         facts = {"Picture": describe(file.name, like)}
@@ -343,6 +359,7 @@ class Page:
             except ValueError as error:
                 raise ValueError(f"{file} {error}") from None
             like, before = None, write_preview(folder / "noisy.png", noisy)
+            self.raise_if_stopped()
 
         result = folder / f"{file.stem}_denoised{extension}"
         check_output(result, noisy, like)  # before the long part
@@ -419,7 +436,11 @@ class Page:
                             info=HELP["tile_size"],
                         )
                         name = gr.Textbox(
-                            self.first_model, label="Model", placeholder="gdd-small, bundled", info=HELP["model"]
+                            self.first_model,
+                            label="Model",
+                            placeholder="gdd-small, bundled",
+                            info=HELP["model"],
+                            visible=not self.one_model,
                         )
 
             settings = [strength, steps, make_noisy, preset, iso, name, rule, tile_size]
@@ -439,7 +460,8 @@ class Page:
                 tile_size.submit,
                 tile_size.blur,
             ]
-            gr.on([*changed, make_noisy.input], self.ask_again, settings, [job, cancel], **quick)
+            changed.append(make_noisy.input)
+            gr.on(changed, self.ask_again, settings, [job, cancel], trigger_mode="always_last", **quick)
             make_noisy.change(lambda on: gr.Group(visible=on), make_noisy, camera, **quick)
             loaded = name.submit(self.set_defaults, name, [steps, rule, tile_size], **slow)
             loaded.success(self.ask_again, settings, [job, cancel], **quick)
@@ -465,7 +487,8 @@ def launch(
     Args:
         model (`str`, *optional*): What the page begins with: a folder or a Hub repo; the bundled model if not given.
         device, dtype (`str`, defaults to `"auto"`): As for `gdd denoise`.
-        host (`str`, defaults to `"127.0.0.1"`): Who is served: by default this machine alone, `"0.0.0.0"` the network.
+        host (`str`, defaults to `"127.0.0.1"`): Who is served: by default this machine alone, `"0.0.0.0"` the network,
+            which gets `model` alone.
         port (`int`, *optional*): The first free one from 7860 on if not given.
         open_browser (`bool`, defaults to `False`): Whether to show the page at once.
 
@@ -476,7 +499,8 @@ def launch(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="gdd-demo-", ignore_cleanup_errors=True) as root:
         os.environ["GRADIO_TEMP_DIR"] = root
-        page = Page(Path(root).resolve(), model, device, dtype).build()
+        one_model = host not in ("127.0.0.1", "localhost", "::1")
+        page = Page(Path(root).resolve(), model, device, dtype, one_model).build()
         try:
             page.launch(
                 server_name=host,

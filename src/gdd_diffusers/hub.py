@@ -329,7 +329,9 @@ def check_repo(folder: str | os.PathLike):
         command = [sys.executable, "-c", LOAD, str(folder), str(output)]
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         if process.returncode:
-            how, reason = (text.strip().splitlines()[-1] for text in (process.stdout, process.stderr))
+            lines = [text.strip().splitlines() for text in (process.stdout, process.stderr)]
+            how = lines[0][-1] if lines[0] else "in a process of its own"
+            reason = lines[1][-1] if lines[1] else f"it ended with the code {process.returncode}"
             raise RuntimeError(f"The repo does not load {how}, so it was not published: {reason}")
         pictures = np.load(output)
     by_code = np.abs(pictures[0] - pictures[1]).max()
@@ -368,9 +370,11 @@ def upload_repo(
         keep_card = False
         if not overwrite_card and "README.md" in {file.rfilename for file in info.siblings}:
             card = Path(api.hf_hub_download(repo_id, "README.md", revision=info.sha)).read_text(encoding="utf-8")
-            keep_card = _sign(card) != card
+            has_own_card = Path(folder, "README.md").read_text(encoding="utf-8") != _sign(str(model_card(repo_id)))
+            keep_card = not has_own_card or _sign(card) != card
         if keep_card:
-            logger.warning(f"The card of {repo_id} was written or changed on the Hub, so it stays as it is there.")
+            why = "was written or changed on the Hub" if has_own_card else "says more than none would"
+            logger.warning(f"The card of {repo_id} {why}, so it stays as it is there.")
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -391,7 +395,7 @@ def publish(model: RealDenoisePipeline | str | os.PathLike, repo_id: str, **kwar
     Publishes a pipeline as a repo that anyone can load, with this package or without it.
 
     The repo is built, loaded in clean processes, and only then uploaded, in one commit. A card that was changed on the
-    Hub since it was last published stays.
+    Hub since it was last published stays, and so does any card when the model comes without one.
 
     Args:
         model: A pipeline, or the folder of one, whose card is published with it.

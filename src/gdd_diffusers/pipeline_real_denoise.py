@@ -216,7 +216,8 @@ class RealDenoisePipeline(DiffusionPipeline):
         Raises:
             `ValueError`: When the tile is smaller than the network, or than twice the overlap.
         """
-        smallest = max(2 * tile_overlap, self._multiple)
+        multiple = self._multiple  # of which tiles and overlaps are made
+        smallest = max(2 * -(-tile_overlap // multiple), 1) * multiple
         if tile_overlap < 0 or tile_size < smallest:
             raise ValueError(
                 f"`tile_size` must be at least {smallest} for this network and a `tile_overlap` of {tile_overlap}, "
@@ -462,7 +463,10 @@ class RealDenoisePipeline(DiffusionPipeline):
             images = [self.to_pil(picture, output) for picture, output in zip(pictures, outputs, strict=True)]
             if all(isinstance(source, Image.Image) for source in sources):
                 for source, result in zip(sources, images, strict=True):
-                    result.info.update({k: v for k, v in source.info.items() if k in ("icc_profile", "exif", "dpi")})
+                    kept = {"exif", "dpi"}
+                    if source.mode not in ("CMYK", "YCbCr", "LAB", "HSV"):  # whose profile does not describe RGB
+                        kept.add("icc_profile")
+                    result.info.update({k: v for k, v in source.info.items() if k in kept})
         elif output_type == "np":
             images = stack([output.movedim(0, -1).numpy() for output in outputs], np.stack)
         else:

@@ -143,7 +143,7 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         if not 0 <= strength <= 1:
             raise ValueError(f"`strength` must be in [0, 1], not {strength}.")
         if timesteps is not None:
-            times = torch.as_tensor(timesteps, dtype=torch.float64).cpu().flatten()
+            times = torch.as_tensor(timesteps, dtype=torch.float32).cpu().flatten()
             if len(times) == 0 or not (0 < times.min() and times.max() <= T):
                 raise ValueError(f"`timesteps` must be times in (0, {T}], not {times.tolist()}.")
             if (times.diff() >= 0).any():
@@ -153,9 +153,9 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`num_inference_steps` must be from 1 to {T}, not {num_inference_steps}.")
             times = T * (1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps)
 
-        end = T * (1 - strength)
-        nodes = torch.cat([times[times > end], torch.tensor([end], dtype=torch.float64)])
-        self._set_nodes(nodes.to(device, torch.float32))
+        # compared as they are kept: two that differ in float64 alone would be a step that leads nowhere
+        times, end = times.float(), torch.tensor([T * (1 - strength)], dtype=torch.float32)
+        self._set_nodes(torch.cat([times[times > end], end]).to(device))
         self.num_inference_steps = len(self.timesteps)
 
     def _set_nodes(self, nodes: torch.Tensor):
