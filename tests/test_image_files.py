@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pyvips
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from gdd_diffusers import image_files
 from gdd_diffusers.image_files import ImageFileError, check_output, list_images, read_image, write_image
@@ -18,6 +19,7 @@ from gdd_diffusers.image_files import ImageFileError, check_output, list_images,
 GPS = {1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0), 6: 35.5}
 MAKER_NOTE = b"Maker\0" + bytes(range(256))
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6" rating="5"/></x:xmpmeta>'
+IPTC = b"\x1c\x02\x78\0\x0bA caption \xe9" + b"\x1c\x02\x50\0\2me" + b"\x1c\x02\x19\0\4word"
 
 
 def noise(height=24, width=40, channels=3, dtype=np.uint8):
@@ -74,6 +76,24 @@ def exif_of(path):
     camera = exif.get_ifd(0x8769)
     gps = {tag: exif.get_ifd(0x8825)[tag] for tag in GPS}
     return exif.get(0x0112, 1), exif[0x0110], camera[0x8827], camera.get(0x927C), camera.get(0xFDE9), gps
+
+
+def add_segments(path, *segments):
+    """Put (marker, content) into a JPEG, before all else."""
+    data = path.read_bytes()
+    segments = [struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content for marker, content in segments]
+    path.write_bytes(data[:2] + b"".join(segments) + data[2:])
+
+
+def add_chunk(path, kind, content, broken=False):
+    """Put a chunk into a PNG, before all else."""
+    data, checksum = path.read_bytes(), zlib.crc32(kind + content) ^ broken
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def photoshop_resource(kind, content):
+    return b"8BIM" + struct.pack(">HHI", kind, 0, len(content)) + content + bytes(len(content) % 2)
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
@@ -281,6 +301,101 @@ def test_exif_too_long_for_a_jpeg_loses_the_makers_note_only(tmp_path):
     assert len(Image.open(tmp_path / "without.jpg").getexif()) == 0
 
 
+@pytest.mark.parametrize("iptc", [IPTC, IPTC + b"\x1c\x02\x69\0\2!!"], ids=["even length", "odd length"])
+@pytest.mark.parametrize("target", ["jpg", "tif"])
+@pytest.mark.parametrize("source", ["jpg", "tif"])
+def test_iptc_crosses_jpeg_and_tiff(tmp_path, source, target, iptc):
+    path, clipping = tmp_path / f"in.{source}", bytes(range(9))
+    others = photoshop_resource(2000, clipping)
+    Image.fromarray(smooth()).save(path, **{"tiffinfo": {33723: iptc, 34377: others}} if source == "tif" else {})
+    if source == "jpg":
+        blocks = photoshop_resource(0x0404, iptc), others
+        add_segments(path, *[(0xED, b"Photoshop 3.0\0" + block) for block in blocks])
+    picture = read_image(path)
+    write_image(tmp_path / f"out.{target}", picture.pixels, like=picture)
+    out = Image.open(tmp_path / f"out.{target}")
+    if target == "jpg":
+        assert out.info["photoshop"] == {0x0404: iptc, 2000: clipping}
+    else:
+        assert out.tag_v2[33723] == iptc and out.tag_v2[34377].endswith(others)
+
+
+def test_iptc_that_calls_itself_numbers_is_not_turned_round(tmp_path):
+    iptc = IPTC + bytes(-len(IPTC) % 4)
+    big_endian = noise(channels=1, dtype=np.uint16)[..., 0].astype(">u2")
+    Image.fromarray(big_endian).save(tmp_path / "in.tif", tiffinfo={33723: iptc})
+    data, entry = (tmp_path / "in.tif").read_bytes(), struct.pack(">HHI", 33723, 7, len(iptc))
+    assert data.startswith(b"MM") and data.count(entry) == 1
+    (tmp_path / "in.tif").write_bytes(data.replace(entry, struct.pack(">HHI", 33723, 4, len(iptc) // 4)))
+    picture = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    assert Image.open(tmp_path / "out.tif").tag_v2[33723] == iptc
+
+
+def test_more_iptc_than_a_segment_of_a_jpeg_holds(tmp_path):
+    iptc = IPTC + b"\x1c\x02\xca\x80\4" + struct.pack(">I", 150_000) + bytes(range(250)) * 600
+    Image.fromarray(smooth()).save(tmp_path / "in.tif", tiffinfo={33723: iptc})
+    for source, target in (("in.tif", "a.jpg"), ("a.jpg", "b.jpg"), ("b.jpg", "out.tif")):
+        picture = read_image(tmp_path / source)
+        write_image(tmp_path / target, picture.pixels, like=picture)
+    assert Image.open(tmp_path / "out.tif").tag_v2[33723] == iptc
+
+
+@pytest.mark.parametrize("source", ["jpg", "png", "tif"])
+def test_xmp_as_long_as_a_segment_of_a_jpeg(tmp_path, source):
+    pixels, xmp = smooth(), XMP.replace(b'"6"', b'"1"').ljust(65_502)
+    first = image_files.ImageFile(pixels, "png", 8, metadata={"xmp-data": (pyvips.GValue.blob_type, xmp)})
+    write_image(tmp_path / f"in.{source}", pixels, like=first)
+    picture = read_image(tmp_path / f"in.{source}")
+    write_image(tmp_path / "out.jpg", picture.pixels, like=picture)
+    assert pyvips.Image.new_from_file(str(tmp_path / "out.jpg")).get("xmp-data") == xmp
+    picture.metadata["xmp-data"] = pyvips.GValue.blob_type, xmp + b" "
+    with pytest.raises(ImageFileError, match="its XMP is too long for jpeg; use png, tiff, webp or avif"):
+        check_output(tmp_path / "longer.jpg", picture.pixels, like=picture)
+
+
+def test_extended_xmp_stays_in_a_jpeg_and_goes_nowhere_else(tmp_path):
+    Image.fromarray(smooth()).save(tmp_path / "in.jpg")
+    parts = [
+        b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32 + struct.pack(">II", 80_000, at) + bytes(40_000)
+        for at in (0, 40_000)
+    ]
+    # the order is free
+    add_segments(tmp_path / "in.jpg", *[(0xE1, part) for part in (*parts, b"http://ns.adobe.com/xap/1.0/\0" + XMP)])
+    picture = read_image(tmp_path / "in.jpg")
+    write_image(tmp_path / "out.jpg", picture.pixels, like=picture)
+    out = Image.open(tmp_path / "out.jpg")
+    assert [content for _, content in out.applist if b"extension" in content] == parts
+    assert out.info["xmp"] == XMP.replace(b'"6"', b'"1"')
+    with pytest.raises(ImageFileError, match="png cannot hold XMP of several parts; use jpeg"):
+        check_output(tmp_path / "out.png", picture.pixels, like=picture)
+
+
+def test_text_of_a_png_stays_byte_for_byte(tmp_path):
+    text = PngInfo()
+    text.add_text("Title", "Café")
+    text.add_text("Comment", "long " * 100, zip=True)
+    text.add_itxt("Author", "José, 東京", lang="es", tkey="Autor")
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode() + "東京")
+    Image.fromarray(smooth()).save(tmp_path / "in.png", pnginfo=text)
+    data = (tmp_path / "in.png").read_bytes()
+    start = data.index(b"tEXt") - 4
+    title_to_author = data[start : data.index(b"XML:com") - 8]
+    picture = read_image(tmp_path / "in.png")
+    write_image(tmp_path / "out.png", picture.pixels, like=picture)
+    assert title_to_author in (tmp_path / "out.png").read_bytes()
+    out = Image.open(tmp_path / "out.png")
+    expected = {"Title": "Café", "Comment": "long " * 100, "Author": "José, 東京"}
+    expected["XML:com.adobe.xmp"] = XMP.decode().replace('"6"', '"1"') + "東京"
+    assert out.text == expected
+
+
+def test_broken_text_of_a_png_is_left_out(tmp_path):
+    Image.fromarray(smooth()).save(tmp_path / "in.png")
+    add_chunk(tmp_path / "in.png", b"tEXt", b"Title\0Broken", broken=True)
+    assert read_image(tmp_path / "in.png").verbatim == b""
+
+
 def test_no_metadata_is_made_up(tmp_path):
     for extension in ("jpg", "png", "tif", "webp", "avif"):
         write_image(tmp_path / f"a.{extension}", smooth())
@@ -305,6 +420,31 @@ def test_tiff_keeps_its_compression_and_descriptions(tmp_path):
         out = Image.open(tmp_path / "out.tif")
         assert out.tag_v2[259] == expected
         assert {tag: out.tag_v2[tag] for tag in tags} == tags
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_bigtiff_keeps_its_compression_and_descriptions(tmp_path, big):
+    tags = {270: "a description", 305: "a program", 33432: "somebody", 33723: IPTC}
+    Image.fromarray(smooth()).save(tmp_path / "in.tif", tiffinfo=tags, big_tiff=True)
+    assert (tmp_path / "in.tif").read_bytes().startswith(b"II+\0")
+    picture = read_image(tmp_path / "in.tif")
+    picture.saving["bigtiff"] = big
+    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    assert (tmp_path / "out.tif").read_bytes().startswith(b"II+\0" if big else b"II*\0")
+    np.testing.assert_array_equal(decoded(tmp_path / "out.tif"), smooth())
+    out = Image.open(tmp_path / "out.tif")
+    assert out.tag_v2[259] == 1
+    assert {tag: out.tag_v2[tag] for tag in tags} == tags
+
+
+def test_bigtiff_keeps_exif(tmp_path):
+    picture = image_files.ImageFile(smooth(), "tiff", 8, exif=exif_block()[6:], saving={"bigtiff": True})
+    write_image(tmp_path / "in.tif", picture.pixels, like=picture)
+    assert (tmp_path / "in.tif").read_bytes().startswith(b"II+\0")
+    picture = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    for name in ("in.tif", "out.tif"):
+        assert exif_of(tmp_path / name) == (1, "Model 1", 3200, MAKER_NOTE, "an unknown tag", GPS)
 
 
 def test_profiles_that_mean_srgb_change_nothing(tmp_path):
@@ -402,6 +542,8 @@ def test_gain_map_of_an_hdr_jpeg_is_kept_and_turned(tmp_path):
     bright = vips(smooth()).colourspace("scrgb") * 3
     bright.copy(interpretation="scrgb").uhdrsave(str(tmp_path / "hdr.jpg"), keep="none")
     plain = read_image(tmp_path / "hdr.jpg")
+    directory = b'<Container:Directory><Item:Length="1"/></Container:Directory>'
+    plain.metadata["xmp-data"] = pyvips.GValue.blob_type, XMP.replace(b"<d", directory + b"<d")
     sideways = image_files.ImageFile(plain.pixels, "jpeg", 8, metadata=plain.metadata, exif=exif_block(6)[6:])
     write_image(tmp_path / "in.jpg", plain.pixels, like=sideways)
     picture = read_image(tmp_path / "in.jpg")
@@ -412,6 +554,7 @@ def test_gain_map_of_an_hdr_jpeg_is_kept_and_turned(tmp_path):
     gain = pyvips.Image.jpegload_buffer(out.get("gainmap-data"))
     assert (gain.width, gain.height) == (24, 32)
     assert exif_of(tmp_path / "out.jpg")[0:2] == (1, "Model 1")
+    assert Image.open(tmp_path / "out.jpg").info["xmp"] == XMP.replace(b'"6"', b'"1"')
     own = picture.pixels if picture.native is None else picture.native
     assert np.abs(decoded(tmp_path / "out.jpg").astype(int) - own).max() <= 6
 
@@ -461,6 +604,22 @@ def test_names_that_libvips_would_misread(tmp_path):
     (folder / "a[page=3].png").rename(folder / "b.png[1]")
     np.testing.assert_array_equal(read_image(folder / "b.png[1]").pixels, noise())
     assert list_images([folder / "b.png[1]"]) == [folder / "b.png[1]"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names are Unicode")
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp", "avif"])
+def test_names_that_are_not_utf_8(tmp_path, extension):
+    folder = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    folder.mkdir()
+    write_image(folder / os.fsdecode(b"caf\xe9." + extension.encode()), noise())
+    (file,) = list_images([folder])
+    picture = read_image(file)
+    write_image(file, picture.pixels, like=picture, overwrite=True)
+    assert read_image(file).pixels.shape == (24, 40, 3)
+    file.write_bytes(b"hello, world")
+    with pytest.raises(ImageFileError, match="is no JPEG"):
+        read_image(file)
+    write_image(tmp_path / f"a.{extension}", noise())  # what libvips said of the bad name is no more
 
 
 # what cannot be read
@@ -565,7 +724,7 @@ def test_more_pixels_than_the_limit(tmp_path, monkeypatch):
 
 def test_several_pictures_in_a_file(tmp_path):
     frames = [Image.fromarray(noise()), Image.fromarray(noise() // 2)]
-    for name in ("a.tif", "a.webp"):
+    for name in ("a.tif", "a.webp", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         with pytest.raises(ImageFileError, match="holds 2 pictures"):
             read_image(tmp_path / name)
@@ -604,9 +763,8 @@ def test_colours_by_code_that_would_be_lost(tmp_path):
         colour = b"colrnclx" + struct.pack(">HH", primaries, transfer)
         at = avif.index(b"colrnclx")
         (tmp_path / "b.avif").write_bytes(avif[:at] + colour + avif[at + len(colour) :])
-        chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
-        chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        (tmp_path / "b.png").write_bytes(png[:33] + chunk + png[33:])
+        (tmp_path / "b.png").write_bytes(png)
+        add_chunk(tmp_path / "b.png", b"cICP", bytes([primaries, transfer, 0, 1]))
         for name in ("b.avif", "b.png"):
             if primaries == 1:
                 assert read_image(tmp_path / name).pixels.shape == (48, 64, 3)

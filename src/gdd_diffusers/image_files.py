@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyvips
 
-from .image_metadata import complete_container, read_container
+from .image_metadata import MAX_XMP_IN_JPEG, complete_container, png_chunks, read_container
 
 
 # libvips would keep its last operations alive, and with them the pixels of pictures that are long done
@@ -41,7 +41,7 @@ _VIPS_FORMATS = {"uint8": "uchar", "uint16": "ushort", "float32": "float", "floa
 _COLOUR_CHANNELS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}
 _MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 16_384, "heic": 16_384}
 _HEIF_COMPRESSION = {"avif": "av1", "heic": "hevc"}
-_METADATA = re.compile("(icc-profile|xmp|iptc|photoshop)-data|resolution-unit|png-comment-.*|gainmap-.*")
+_METADATA = re.compile("(icc-profile|xmp|iptc|photoshop)-data|resolution-unit|gainmap-.*")
 
 
 class ImageFileError(OSError):
@@ -62,6 +62,7 @@ class ImageFile:
         exif: The EXIF block from its TIFF header on; it calls the picture upright and holds no thumbnail.
         native: [H, W, 3], the file's own numbers, when its profile means other colours than sRGB.
         saving: How the file was compressed, in options of libvips' saver.
+        verbatim: What only the same format can take, byte for byte: the text of a PNG, the extended XMP of a JPEG.
     """
 
     pixels: np.ndarray
@@ -72,6 +73,7 @@ class ImageFile:
     exif: bytes = b""
     native: np.ndarray | None = None
     saving: dict = field(default_factory=dict)
+    verbatim: bytes = b""
 
 
 def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[Path]:
@@ -232,6 +234,10 @@ def check_output(
             pyvips.Image.black(16, 16).heifsave_buffer(compression=_HEIF_COMPRESSION[format])
         except pyvips.Error as error:
             raise ImageFileError(f"{path} cannot be written: this libvips has no {format} encoder.") from error
+    if like and format == "jpeg" and len(like.metadata.get("xmp-data", (None, b""))[1]) > MAX_XMP_IN_JPEG:
+        raise ImageFileError(f"{path} cannot be written: its XMP is too long for jpeg; use png, tiff, webp or avif.")
+    if like and like.format == "jpeg" != format and like.verbatim:
+        raise ImageFileError(f"{path} cannot be written: {format} cannot hold XMP of several parts; use jpeg.")
 
     if path.exists() and not path.is_file():
         raise ImageFileError(f"{path} cannot be written: it is not a file.")
@@ -274,7 +280,8 @@ def write_image(
     Raises:
         `FileExistsError`: When there is such a file, and `overwrite` is not set.
         `FileNotFoundError`: When its folder does not exist.
-        [`ImageFileError`]: When the format cannot hold the picture, or the disk is full or cannot be written to.
+        [`ImageFileError`]: When the format cannot hold the picture or its XMP, or the disk is full or cannot be
+            written to.
         `ValueError`: When an argument is wrong.
     """
     if quality is not None and not 1 <= quality <= 100:
@@ -283,7 +290,8 @@ def write_image(
     # a symbolic link stays one: the file behind it is replaced
     path = Path(os.path.realpath(path))
 
-    bits = like.bits if like else 16 if pixels.dtype.name == "uint16" else 8
+    like = like or ImageFile(pixels, format, bits=16 if pixels.dtype.name == "uint16" else 8)
+    bits = like.bits
     if format in ("jpeg", "webp"):
         bits = 8
     elif format in ("avif", "heic"):
@@ -302,19 +310,23 @@ def write_image(
         "avif": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "av1", "effort": 2},
         "heic": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "hevc"},
     }[format]
-    options["keep"] = "icc|xmp|iptc|other|gainmap"
-    if like and like.format == format:
+    options["keep"] = "icc|other|gainmap"
+    if like.format == format:
         options |= like.saving
     if quality is not None and "Q" in options:
         options |= {"Q": quality, "lossless": False} if format == "webp" else {"Q": quality}
-    if like and like.exif and format in ("webp", "avif", "heic"):
+    if format not in ("jpeg", "png"):
+        options["keep"] += "|xmp"
+    if like.exif and format in ("webp", "avif", "heic"):
         image.set_type(pyvips.GValue.blob_type, "exif-data", b"Exif\0\0" + like.exif)
         options["keep"] += "|exif"
 
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        getattr(image, {"avif": "heif", "heic": "heif"}.get(format, format) + "save")(str(part), **options)
-        complete_container(part, format, like.exif if like else b"", (image.xres, image.yres))
+        save = getattr(image, {"avif": "heif", "heic": "heif"}.get(format, format) + "save_target")
+        with open(part, "w+b") as file:
+            save(pyvips.Target.new_to_descriptor(file.fileno()), **options)
+        complete_container(part, image, like, format)
         with open(part, "r+b") as file:
             os.fsync(file.fileno())
         if path.exists():
@@ -327,9 +339,11 @@ def write_image(
 
 
 def _open(path: Path, load, *args) -> pyvips.Image:
-    # From a source, for in a file's name libvips takes a trailing [...] for options. On warnings, for that is all that
-    # missing pixels are in a JPEG or a tiled TIFF.
-    return load(pyvips.Source.new_from_file(str(path)), *args, fail_on="warning", access="sequential")
+    # From a descriptor, for in a file's name libvips takes a trailing [...] for options, and pyvips wants UTF-8. On
+    # warnings, for that is all that missing pixels are in a JPEG or a tiled TIFF.
+    with open(path, "rb") as file:
+        source = pyvips.Source.new_from_descriptor(file.fileno())
+    return load(source, *args, fail_on="warning", access="sequential")
 
 
 def _check_kind(path: Path, image: pyvips.Image) -> str:
@@ -343,8 +357,12 @@ def _check_kind(path: Path, image: pyvips.Image) -> str:
     if format == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
         # most raw formats are TIFFs that begin with a thumbnail
         raise ImageFileError(f"{path} looks like a raw file; develop it to TIFF or JPEG first.")
-    if "n-pages" in fields and image.get("n-pages") > 1:
-        raise ImageFileError(f"{path} holds {image.get('n-pages')} pictures; split it up first.")
+    pages = image.get("n-pages") if "n-pages" in fields else 1
+    if format == "png":
+        # libvips takes an animation for its first picture
+        pages = max([int.from_bytes(chunk[8:12], "big") for chunk in png_chunks(path, (b"acTL",))], default=1)
+    if pages > 1:
+        raise ImageFileError(f"{path} holds {pages} pictures; split it up first.")
     with open(path, "rb") as file:
         # colours by code (ITU-T H.273), in AVIF and PNG: libvips drops what is not sRGB
         codes = re.search(rb"colrnclx\x00(.)\x00(.)|\x00\x00\x00\x04cICP(.)(.)", file.read(100_000), re.DOTALL)
@@ -385,11 +403,11 @@ def _decode(image: pyvips.Image, picture: ImageFile) -> None:
     picture.pixels = pixels
 
 
-def _encode(pixels: np.ndarray, like: ImageFile | None, bits: int) -> pyvips.Image:
+def _encode(pixels: np.ndarray, like: ImageFile, bits: int) -> pyvips.Image:
     """The image to save, with the colours and the metadata of `like`; fewer than 16 bits are the high ones of 16."""
     maximum = 2**bits - 1
     image = _rescale(_to_vips(pixels), maximum)
-    if like and like.native is not None:
+    if like.native is not None:
         profile = like.metadata["icc-profile-data"][1]
         before, after = (_from_srgb(_rescale(_to_vips(p[..., :3]), 65535), profile) for p in (like.pixels, pixels))
         colours = (_rescale(_to_vips(like.native), maximum) + (after - before) * (maximum / 65535)).rint()
@@ -397,12 +415,12 @@ def _encode(pixels: np.ndarray, like: ImageFile | None, bits: int) -> pyvips.Ima
     image = image.cast("uchar") if bits == 8 else image.cast("ushort") << (16 - bits)
     grey, wide = image.bands < 3, bits > 8
     image = image.copy(interpretation=("grey16" if wide else "b-w") if grey else ("rgb16" if wide else "srgb"))
-    xres, yres = like.resolution if like else (1.0, 1.0)
+    xres, yres = like.resolution
     if xres == yres == 1.0:
         # libvips' word for unknown, but written it would say 25 dots per inch
         xres = yres = 72 / 25.4
     image = image.copy(xres=xres, yres=yres)
-    for name, (kind, value) in like.metadata.items() if like else ():
+    for name, (kind, value) in like.metadata.items():
         image.set_type(kind, name, value)
     return image
 
