@@ -36,11 +36,11 @@ from training.checkpoints import (
     averaged_weights,
     find_checkpoints,
     load_checkpoint,
+    outlive_signals,
     remove_unfinished,
     rewind_log,
     save_checkpoint,
     save_pipeline,
-    start_worker,
     stop_signals,
 )
 from training.data import load_data
@@ -267,7 +267,7 @@ def main(args) -> tuple[float, float]:
         batch_size=None,
         sampler=range(start * args.gradient_accumulation_steps, len(batches)),
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=start_worker,
+        worker_init_fn=outlive_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)

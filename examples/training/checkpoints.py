@@ -139,11 +139,10 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def start_worker(worker: int):
+def outlive_signals(worker: int):
     """
-    For the processes that prepare batches. They take what time the training's threads leave: at equal priority they
-    would hold up one thread, for which all others wait. And a terminal or a scheduler signals them as well as the
-    training, which still needs them up to its checkpoint: only what the training says, when it fails, ends them.
+    For the processes that prepare batches: a terminal or a scheduler signals them as well as the training, which still
+    needs them up to its checkpoint. Only what the training itself says, when it fails, ends them.
     """
 
     def end_with_the_training():
@@ -151,8 +150,6 @@ def start_worker(worker: int):
             pass
         os._exit(0)
 
-    if hasattr(os, "nice"):  # Windows has other ways
-        os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
