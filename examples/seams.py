@@ -25,8 +25,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="Folder or Hub repo; the bundled weights if not given.")
     parser.add_argument("--picture", help="A noisy picture; the sample, mirrored to 1800x1200, if not given.")
-    parser.add_argument("--tile_sizes", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--overlaps", type=int, nargs="+", default=[0, 16, 32, 48, 64, 96, 128])
+    parser.add_argument("--tile_sizes", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--overlaps", type=int, nargs="+", default=[48, 64, 96, 128, 160, 192])
     args = parser.parse_args(argv)
 
     if args.picture:
@@ -42,7 +42,8 @@ def main(argv=None):
 
     overlaps = list(args.overlaps)
     if pipe.receptive_field:
-        overlaps.append(2 * (pipe.receptive_field + 1))
+        # twice of it, in whole multiples of what tiles are made of
+        overlaps.append(-(-2 * (pipe.receptive_field + 1) // pipe._multiple) * pipe._multiple)
         print(f"{type(pipe.unet).__name__}, sees {pipe.receptive_field} px to each side; the last overlap is exact")
     print("\n| tile | overlap | tiled against whole | largest difference | pixels computed |")
     print("| --- | --- | --- | --- | --- |")

@@ -362,7 +362,7 @@ def test_controls_begin_as_the_model_wants_them(visit, tmp_path):
     field = page.page.get_by_role("textbox", name="Model")
     field.fill("")
     field.press("Enter")
-    sync_api.expect(page.page.get_by_label("Tile size")).to_have_value("512")
+    sync_api.expect(page.page.get_by_label("Tile size")).to_have_value("1024")
     field.fill(str(tmp_path))
     field.press("Enter")
     sync_api.expect(page.told(f"Cannot load the model in {tmp_path}")).to_be_visible()

@@ -49,7 +49,7 @@ def test_tiles_cannot_be_seen_at_the_default_overlap(bundled):
     pipe = RealDenoisePipeline(**bundled.components, pixel_unshuffle=bundled.config.pixel_unshuffle, tile_size=None)
     pipe.set_progress_bar_config(disable=True)
     whole = pipe(noisy, output_type="pt").images
-    pipe.enable_tiling(192, bundled.config.tile_overlap)
+    pipe.enable_tiling(2 * bundled.config.tile_overlap, bundled.config.tile_overlap)
     error = pipe(noisy, output_type="pt").images - whole
     assert -10 * error.square().mean().log10() > 60
     assert error.abs().max() * 255 < 1
