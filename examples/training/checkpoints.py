@@ -17,10 +17,16 @@ logger = logging.getLogger("train")
 OF_ONE_RUN = {"command", "resume_from_checkpoint", "max_train_minutes"}
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """From the folder's name, behind which a copy may say more; `None` if it is named otherwise."""
+    name = re.match(r"checkpoint-(\d+)", checkpoint.name)
+    return int(name[1]) if name else None
+
+
 def find_checkpoints(output_dir: str | Path) -> list[Path]:
     """Whole checkpoints, the latest last."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(folders, key=step_of)
 
 
 @contextmanager
@@ -84,12 +90,11 @@ def remove_unfinished(output_dir: Path):
 
 def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
     """Put everything back as it was, and return the number of steps that were done."""
-    name = re.match(r"checkpoint-(\d+)", folder.name)
-    if not name or not (folder / "recipe.json").is_file():
+    step = step_of(folder)
+    if step is None or not (folder / "recipe.json").is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint of this script, named checkpoint-STEP.")
-    step = int(name[1])
     latest = find_checkpoints(recipe["options"]["output_dir"])[-1:]
-    if latest and int(latest[0].name.split("-")[1]) > step:
+    if latest and step_of(latest[0]) > step:
         raise ValueError(f"{latest[0]} is later than {folder}: to go on from there, move the later ones elsewhere.")
     if accelerator.scaler is not None and not (folder / "scaler.pt").is_file():
         raise ValueError(f"{folder} was not trained with --mixed_precision fp16: go on without it.")

@@ -459,8 +459,8 @@ class Page:
                 rule.input,
                 tile_size.submit,
                 tile_size.blur,
+                make_noisy.input,
             ]
-            changed.append(make_noisy.input)
             gr.on(changed, self.ask_again, settings, [job, cancel], trigger_mode="always_last", **quick)
             make_noisy.change(lambda on: gr.Group(visible=on), make_noisy, camera, **quick)
             loaded = name.submit(self.set_defaults, name, [steps, rule, tile_size], **slow)
