@@ -72,8 +72,8 @@ NOISE_FREE_SHARE = 0.05
 # Of "mixed": pictures of half the sensor's resolution, which are as sharp as pixels can be. Trained without them, a
 # denoiser takes detail finer than a demosaicing leaves for noise.
 BINNED_SHARE = 0.35
-# Of "mixed": photographs as they are, half of them without noise and half with white noise: scans, renderings, and
-# what needs no denoising.
+# Of "mixed": photographs as they are, a quarter of them without noise, the others with white noise: scans, renderings,
+# and what needs no denoising.
 AS_IS_SHARE = 0.2
 # What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
 DENOISE_AT_SCALE = (1.0, 0.6, 0.2)
@@ -91,25 +91,6 @@ SRGB_TO_XYZ = torch.tensor(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 RGB_TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
-
-# What a pixel of the Bayer mosaic lacks, from its 5x5 neighbourhood: the plain mean of the nearest pixels of the
-# missing colour, and the correction by the local curvature of the present one (Malvar, He and Cutler, ICASSP 2004).
-# Order: green at red or blue, the colour of the row's neighbours, of the column's, of the diagonal ones.
-CROSS = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]) / 4
-ROW = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2
-DIAGONAL = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]) / 4
-BILINEAR = torch.stack([CROSS, ROW, ROW.T, DIAGONAL])
-MALVAR_ROW = (
-    torch.tensor([[0, 0, 1, 0, 0], [0, -2, 0, -2, 0], [-2, 8, 10, 8, -2], [0, -2, 0, -2, 0], [0, 0, 1, 0, 0]]) / 16
-)
-MALVAR = torch.stack(
-    [
-        torch.tensor([[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]) / 8,
-        MALVAR_ROW,
-        MALVAR_ROW.T,
-        torch.tensor([[0, 0, -3, 0, 0], [0, 4, 0, 4, 0], [-3, 0, 12, 0, -3], [0, 4, 0, 4, 0], [0, 0, -3, 0, 0]]) / 16,
-    ]
-)
 
 
 class CameraNoise:
@@ -131,7 +112,7 @@ class CameraNoise:
             `"camera"` (large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG), `"gaussian"` (white noise in
             sRGB of a standard deviation from 0 to 55/255, for comparison with the literature) or `"mixed"` (each
             picture a phone's or a camera's, a third of them binned to half the sensor's resolution, without a mosaic;
-            one in ten is instead a `"gaussian"` one, and one in ten the photograph as it is, without noise).
+            three in twenty are instead `"gaussian"` ones, and one in twenty the photograph as it is, without noise).
 
     Raises:
         ValueError: If there is no such preset.
@@ -191,11 +172,12 @@ class CameraNoise:
         # Some photographs stay as they are, and take no camera's time
         share = draw.uniform(0, 1)
         as_is = share.flatten() < AS_IS_SHARE
-        photographs = clean
-        clean, noisy = _white_noise(photographs, draw, noise_free=share < AS_IS_SHARE / 2)
+        draw_as_is, draw_others = (_Draw(int(n), generator, clean.device) for n in (as_is.sum(), (~as_is).sum()))
+        photographs, clean, noisy = clean, clean.clone(), clean.clone()
+        noise_free = share[as_is] < AS_IS_SHARE / 4
+        clean[as_is], noisy[as_is] = _white_noise(photographs[as_is], draw_as_is, noise_free)
         if not as_is.all():
-            others = _Draw(int((~as_is).sum()), generator, clean.device)
-            clean[~as_is], noisy[~as_is] = self._photograph(photographs[~as_is], others, None)
+            clean[~as_is], noisy[~as_is] = self._photograph(photographs[~as_is], draw_others, None)
         return clean, noisy
 
     def _photograph(self, clean, draw, iso):
@@ -299,7 +281,7 @@ def _srgb_encode(x):
 
 def _s_curve(x, contrast):
     """x^c / (x^c + (1 - x)^c), a tone curve whose inverse is the curve of 1/c; c = 1.5 is much like a smoothstep."""
-    return torch.sigmoid(contrast * torch.logit(x))
+    return torch.sigmoid(contrast * (x / (1 - x)).log())  # `torch.logit` takes many times longer at 0 and 1
 
 
 def _zoom(x, factor):
@@ -363,15 +345,32 @@ def _add_sensor_noise(clean, p, draw):
 
 
 def _demosaic(mosaic, masks, malvar):
-    kernels = torch.cat([BILINEAR, MALVAR - BILINEAR])[:, None].to(mosaic)
+    """What a pixel lacks, from its 5x5 neighbourhood.
+
+    The plain mean of the nearest pixels of that colour, or that and a correction by the local curvature of the colour
+    that is there (Malvar, He and Cutler, ICASSP 2004).
+    """
     # Mirrored without repeating the border, a mosaic goes on as a mosaic.
-    plain, correction = F.conv2d(F.pad(mosaic, (2, 2, 2, 2), "reflect"), kernels).split(4, 1)
-    cross, row, column, diagonal = (plain + malvar * correction).split(1, 1)
+    padded = F.pad(mosaic, (2, 2, 2, 2), "reflect")
+    height, width = mosaic.shape[2:]
+
+    def sum_of(*offsets):
+        return sum(padded[:, :, 2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width] for dy, dx in offsets)
+
+    beside, above = sum_of((0, -1), (0, 1)), sum_of((-1, 0), (1, 0))
+    beside_2, above_2 = sum_of((0, -2), (0, 2)), sum_of((-2, 0), (2, 0))
+    corners = sum_of((-1, -1), (-1, 1), (1, -1), (1, 1))
+    nearest, next_nearest = beside + above, beside_2 + above_2
+    cross = torch.lerp(nearest / 4, (4 * mosaic + 2 * nearest - next_nearest) / 8, malvar)
+    row = torch.lerp(beside / 2, (10 * mosaic + 8 * beside - 2 * beside_2 - 2 * corners + above_2) / 16, malvar)
+    column = torch.lerp(above / 2, (10 * mosaic + 8 * above - 2 * above_2 - 2 * corners + beside_2) / 16, malvar)
+    diagonal = torch.lerp(corners / 4, (12 * mosaic + 4 * corners - 3 * next_nearest) / 16, malvar)
+
     red, green, blue = masks.split(1, 1)
     # A green pixel has its red neighbours beside it in rows that have red pixels, else above and below.
-    has_red = red.amax(3, keepdim=True)
-    red_at_green = has_red * row + (1 - has_red) * column
-    blue_at_green = has_red * column + (1 - has_red) * row
+    has_red = red.amax(3, keepdim=True) > 0
+    red_at_green = torch.where(has_red, row, column)
+    blue_at_green = torch.where(has_red, column, row)
     return torch.cat(
         [
             red * mosaic + green * red_at_green + blue * diagonal,
