@@ -72,6 +72,10 @@ NOISE_FREE_SHARE = 0.05
 # Of "mixed": pictures of half the sensor's resolution, which are as sharp as pixels can be. Trained without them, a
 # denoiser takes detail finer than a demosaicing leaves for noise.
 BINNED_SHARE = 0.35
+# Of "mixed": files that were saved again as JPEG, by an editor, a messenger or a web site. Compression leaves little
+# of fine noise and makes grain of the rest; trained without it, a denoiser takes that for texture and keeps it.
+RESAVED_SHARE = 0.4
+RESAVED_QUALITY = (60, 95)
 # Of "mixed": photographs as they are, a quarter of them without noise, the others with white noise: scans, renderings,
 # and what needs no denoising.
 AS_IS_SHARE = 0.2
@@ -111,8 +115,9 @@ class CameraNoise:
         preset (`str`, defaults to `"mixed"`): `"phone"` (small sensor, about 14 to 36 dB PSNR, hardly processed),
             `"camera"` (large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG), `"gaussian"` (white noise in
             sRGB of a standard deviation from 0 to 55/255, for comparison with the literature) or `"mixed"` (each
-            picture a phone's or a camera's, a third of them binned to half the sensor's resolution, without a mosaic;
-            three in twenty are instead `"gaussian"` ones, and one in twenty the photograph as it is, without noise).
+            picture a phone's or a camera's, a third of them binned to half the sensor's resolution, without a mosaic,
+            and two in five saved again as JPEG of a quality from 60 to 95; three in twenty are instead `"gaussian"`
+            ones, and one in twenty the photograph as it is, without noise).
 
     Raises:
         ValueError: If there is no such preset.
@@ -190,6 +195,12 @@ class CameraNoise:
         # Mean of 2x2 pixels of a mosaic: all three colours, at once at the resolution of the file
         binned = draw.uniform(0, 1) < (BINNED_SHARE if self.preset == "mixed" else 0)
         p["enlarging"] = torch.where(binned, 1, p["enlarging"])
+
+        if self.preset == "mixed":
+            resaved = draw.uniform(0, 1) < RESAVED_SHARE
+            p["jpeg_share"] = torch.where(resaved, 1, p["jpeg_share"])
+            p["jpeg_quality"] = torch.where(resaved, draw.uniform(*RESAVED_QUALITY), p["jpeg_quality"])
+            p["chroma_subsampling"] = torch.where(resaved, 2, p["chroma_subsampling"])  # 4:2:0
 
         # 2. Back to what the sensor saw; if the file is to be enlarged, the sensor saw the scene that much smaller
         gain = torch.cat([p["red_gain"], torch.ones_like(p["red_gain"]), p["blue_gain"]], 1)
