@@ -91,14 +91,14 @@ def test_pictures_of_a_batch_differ_in_camera_and_light():
     assert clean.mean((2, 3)).std() > 0.05
 
 
-def test_mixed_leaves_a_third_of_the_clean_pictures_as_sharp_as_they_came():
+def test_mixed_leaves_half_of_the_clean_pictures_as_sharp_as_they_came():
     photos = (torch.arange(64) % 2).expand(64, 3, 64, 64) * 0.2 + 0.4
     contrast = {}
     for preset in ("phone", "mixed"):
         clean = CameraNoise(preset)(photos, generator())[0][..., 8:-8, 8:-8]
         contrast[preset] = clean.diff(dim=-1).abs().mean((1, 2, 3)) / clean.mean((1, 2, 3))
     sharp = contrast["phone"].max() * 1.2
-    assert 0.2 < (contrast["mixed"] > sharp).float().mean() < 0.5
+    assert 0.35 < (contrast["mixed"] > sharp).float().mean() < 0.6
 
 
 def test_mixed_has_photographs_as_they_are_without_noise_and_with_white_noise_unless_iso_is_given():
@@ -111,6 +111,15 @@ def test_mixed_has_photographs_as_they_are_without_noise_and_with_white_noise_un
     assert autocorrelation(noise[noise.std((1, 2, 3)) > 0.02], 1).abs() < 0.05
     clean, _ = CameraNoise("mixed")(photos, generator(), iso=1600)
     assert not (clean == photos).flatten(1).all(1).any()
+
+
+def test_saving_again_leaves_less_of_the_finest_noise(monkeypatch):
+    finest = {}
+    for share in (0, 1):
+        monkeypatch.setattr(camera_noise, "RESAVED_SHARE", share)
+        clean, noisy = CameraNoise("mixed")(grey(), generator(), iso=800)
+        finest[share] = (noisy - clean).mean(1).diff(n=2).square().mean((1, 2))
+    assert finest[1].median() < 0.8 * finest[0].median()
 
 
 def test_the_mean_of_many_files_of_one_scene_is_the_clean_twin():
