@@ -124,6 +124,8 @@ def pipeline_methods(pipe: RealDenoisePipeline, model: str, label: str, args) ->
         pipe.scheduler = InterpolationScheduler.from_config(pipe.scheduler.config, step_rule=rule)
         return pipe(picture, num_inference_steps=steps, strength=strength, output_type="np").images[0]
 
+    if max(args.steps) > (T := pipe.scheduler.config.num_train_timesteps):
+        raise ValueError(f"--steps must be at most {T} for {model}, not {max(args.steps)}.")
     methods = []
     # all rules take the same first step, so that one step is measured once
     walks = [(rule, steps) for rule in args.rules for steps in args.steps if steps > 1]

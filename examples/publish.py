@@ -3,9 +3,9 @@
 
     python examples/publish.py my-gdd org/my-gdd --card card.toml --results results.json --picture noisy.jpg
 
-card.toml holds what only you can know, in Markdown: `license`, `recipe`, `training_data`, `limits`, and the lists
-`datasets` (on the Hub) and `commands` (that measured the results). Without --card, the folder's own card is published;
-`gdd publish` does just that.
+card.toml holds what only you can know, in Markdown: `license`, `introduction`, `recipe`, `training_data`, `limits`,
+and the lists `datasets` (on the Hub) and `commands` (that measured the results). Without --card, the folder's own card
+is published; `gdd publish` does just that.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from gdd_diffusers.metrics import psnr
 from gdd_diffusers.pipeline_real_denoise import BUNDLED
 
 
-CARD_KEYS = {"license", "recipe", "training_data", "limits", "datasets", "commands"}
+CARD_KEYS = {"license", "introduction", "recipe", "training_data", "limits", "datasets", "commands"}
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 
 

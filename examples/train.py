@@ -14,19 +14,22 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 
-# Threads that wait for each other should sleep: where they spin, as they do by default, a data worker or anything else
-# that runs on the CPU makes training several times slower. Read when torch is imported.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+# Threads that wait for each other should spin for a moment, then sleep: where they spin for long, the default, a data
+# worker or anything else that runs on the CPU makes training several times slower; where they sleep at once, they wake
+# up late. The second is for GNU's OpenMP, the first for others. Both are read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import diffusers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
 from tqdm.auto import tqdm
@@ -36,14 +39,13 @@ from training.checkpoints import (
     averaged_weights,
     find_checkpoints,
     load_checkpoint,
-    outlive_signals,
     remove_unfinished,
     rewind_log,
     save_checkpoint,
     save_pipeline,
     stop_signals,
 )
-from training.data import load_data
+from training.data import load_data, start_worker
 from training.optimizer import build_optimizer
 from training.validation import in_words, validate
 
@@ -55,6 +57,8 @@ from gdd_diffusers.paired_data import TrainingBatches
 logger = logging.getLogger("train")
 
 CONFIGS = Path(__file__).parent / "configs"
+# Of diffusers; the one left out needs rules of its own.
+LR_SCHEDULERS = sorted({kind.value for kind in SchedulerType} - {"piecewise_constant"})
 PRESETS = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
 
 
@@ -107,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
     add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for the hidden convolutions.")
     add("--learning_rate", type=float, default=1e-3)
-    add("--lr_scheduler", default="cosine", help="Any name that diffusers' get_scheduler knows.")
+    add("--lr_scheduler", choices=LR_SCHEDULERS, default="cosine")
     add("--lr_warmup_steps", type=int, default=200)
     add("--adam_beta2", type=float, default=0.99)
     add("--adam_weight_decay", type=float, default=0.0)
@@ -165,13 +169,17 @@ def build_pipeline(args) -> RealDenoisePipeline:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(f"--model_config {args.model_config} is neither a file nor one of: {PRESETS}.")
-    config = json.loads(file.read_text())
     classes = {"LocalUNet2DModel": LocalUNet2DModel, "UNet2DModel": diffusers.UNet2DModel}
-    class_name, pixel_unshuffle = config.pop("_class_name", None), config.pop("pixel_unshuffle", 1)
-    if class_name not in classes:
-        raise ValueError(f"{file} must name a _class_name of {' or '.join(classes)}, not {class_name}.")
+    try:
+        config = json.loads(file.read_text())
+        class_name, pixel_unshuffle = config.pop("_class_name", None), config.pop("pixel_unshuffle", 1)
+        if class_name not in classes:
+            raise ValueError(f"{file} must name a _class_name of {' or '.join(classes)}, not {class_name}.")
+        unet = classes[class_name](**config)
+    except (AttributeError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no configuration of a network: {error}") from error
     scheduler = InterpolationScheduler(prediction_type=args.prediction_type or "sample")
-    return RealDenoisePipeline(classes[class_name](**config), scheduler, pixel_unshuffle=pixel_unshuffle)
+    return RealDenoisePipeline(unet, scheduler, pixel_unshuffle=pixel_unshuffle)
 
 
 # The training
@@ -201,6 +209,8 @@ def main(args) -> tuple[float, float]:
     pipeline = build_pipeline(args)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     pixel_unshuffle, T = pipeline.config.pixel_unshuffle, scheduler.config.num_train_timesteps
+    if max(args.validation_inference_steps) > T:
+        raise ValueError(f"--validation_inference_steps must be at most {T}.")
     multiple = pixel_unshuffle * 2 ** (len(unet.config.block_out_channels) - 1)
     if any(crop % multiple for crop, _ in args.crop_size):
         raise ValueError(f"--crop_size must be made of multiples of {multiple} for this network.")
@@ -267,7 +277,7 @@ def main(args) -> tuple[float, float]:
         batch_size=None,
         sampler=range(start * args.gradient_accumulation_steps, len(batches)),
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=partial(start_worker, accelerator.device.type),
         pin_memory=accelerator.device.type == "cuda",
     )
     bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)

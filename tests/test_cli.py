@@ -82,6 +82,14 @@ def test_sixteen_bits_stay_sixteen(run, tmp_path):
     assert pixels.dtype == np.uint16 and len(np.unique(pixels)) > 1000
 
 
+def test_cmyk_becomes_srgb_and_that_is_said(run, tmp_path):
+    Image.new("CMYK", (20, 16), (0, 90, 90, 0)).save(tmp_path / "press.tif")
+    code, said = run("denoise", "press.tif", "-o", "clean.tif")
+    assert code == 0 and "press.tif was CMYK, and its result is sRGB." in said
+    assert Image.open("clean.tif").mode == "RGB"
+    assert "CMYK" not in run("denoise", save_picture(tmp_path / "noisy.png"))[1]
+
+
 def test_without_output_the_result_lies_beside_the_input(run, tmp_path):
     save_picture(tmp_path / "a" / "noisy.png")
     assert run("denoise", "a/noisy.png")[0] == 0
@@ -137,6 +145,9 @@ def test_format_changes_the_extension(run, tmp_path):
     assert Image.open("noisy_denoised.jpg").format == "JPEG"
     assert run("denoise", "noisy.png", "--format", ".TIF")[0] == 0
     assert Image.open("noisy_denoised.tif").format == "TIFF"
+    code, said = run("denoise", "noisy.png", "--format", "jpg", "-o", "clean.png")
+    assert code == 2 and "clean.png would be no png but jpg" in said and not (tmp_path / "clean.png").exists()
+    assert run("denoise", "noisy.png", "--format", "jpeg", "-o", "clean.JPG")[0] == 0
     code, said = run("denoise", "noisy.png", "--format", "gif", "--model", "nowhere")
     assert code == 2 and "gif" in said and ".webp" in said and "nowhere" not in said
 
@@ -261,6 +272,9 @@ def test_compare_writes_a_labelled_picture(run, tmp_path):
     sheet = Image.open("sheet.png")
     assert sheet.width == 608 and sheet.height > 225
     assert np.array_equal(np.asarray(sheet)[25:225, :300], pixels_of(noisy))
+    for name, format in (("sheet.jpg", "JPEG"), ("sheet", "PNG")):
+        assert run("denoise", noisy, "-o", "clean.png", "--compare", name, "--overwrite")[0] == 0
+        assert Image.open(name).format == format
     second = save_picture(tmp_path / "second.png")
     code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
     assert code == 2 and "--compare takes one picture" in said
@@ -316,7 +330,17 @@ def test_simulate_is_reproducible(run, tmp_path):
     code, said = run(*arguments, "-o", "1.png")
     assert code == 1 and "1.png" in said
     code, said = run("simulate", save_picture(tmp_path / "grey.png", bits=16), "-o", "4.png")
-    assert code == 1 and "grey.png" in said
+    assert code == 1 and "grey.png: the simulated camera takes colour pictures only" in said
+
+
+def test_simulate_writes_both_of_a_pair_or_none(run, tmp_path):
+    clean = save_picture(tmp_path / "clean.png")
+    code, said = run("simulate", clean, "-o", "noisy.png", "--clean-output", "none/recorded.png")
+    assert code == 1 and "no folder" in said and not (tmp_path / "noisy.png").exists()
+    code, said = run("simulate", clean, "-o", "noisy.png", "--clean-output", "./noisy.png", "--overwrite")
+    assert code == 2 and "cannot both be noisy.png" in said and not (tmp_path / "noisy.png").exists()
+    code, said = run("simulate", clean, "-o", "noisy.png", "--preset", "gaussian", "--iso", 800)
+    assert code == 2 and "--iso is for cameras" in said and not (tmp_path / "noisy.png").exists()
 
 
 def test_version_and_help(run):

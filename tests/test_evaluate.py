@@ -665,6 +665,11 @@ def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp
     assert result.metric_value == round(figures["ssim_matlab"], 4)
 
 
+def test_more_steps_than_a_model_has_are_refused_before_any_work(pairs, model, tmp_path):
+    with pytest.raises(ValueError, match="--steps must be at most 1000 for .*, not 1001"):
+        run("--data", f"mine:{pairs}", "--model", model, "--steps", 3, 1001, "--output_dir", tmp_path / "out")
+
+
 def test_options_that_do_not_go_together(capsys):
     for args, message in [
         (["--data", "a:b", "--write_card"], "--write_card needs folders"),

@@ -279,10 +279,12 @@ def test_pictures_are_decoded_upright_to_8_bits(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(grey).save(tmp_path / "grey16.png")
+    Image.fromarray(grey).save(tmp_path / "turned16.png", exif=exif)
     Image.fromarray(pixels).convert("P").save(tmp_path / "palette.png")
     cells = {path.stem: {"bytes": None, "path": str(path)} for path in find_images(tmp_path)}
     np.testing.assert_array_equal(decode(cells["turned"]), np.rot90(pixels, -1))
     np.testing.assert_array_equal(decode(cells["grey16"]), np.repeat((grey >> 8)[..., None], 3, axis=2))
+    np.testing.assert_array_equal(decode(cells["turned16"]), np.rot90(decode(cells["grey16"]), -1))
     assert decode(cells["palette"]).shape == (40, 48, 3)
 
 

@@ -232,6 +232,11 @@ def test_arguments_out_of_range_are_named(pipe, arguments, message):
         pipe(random_picture("RGB"), **arguments)
 
 
+def test_a_step_count_of_numpy_is_a_number(pipe):
+    picture = random_picture("RGB")
+    assert_close(*(pipe(picture, num_inference_steps=n, output_type="pt").images for n in (2, np.int64(2))))
+
+
 # The walk
 
 
@@ -341,6 +346,12 @@ def test_tiles_of_a_plain_unet_are_blended_without_steps(plain_pipe):
 def test_tiles_too_small_are_refused(tile_size, tile_overlap):
     with pytest.raises(ValueError, match="tile_size"):
         make_pipeline().enable_tiling(tile_size, tile_overlap)
+
+
+def test_other_tiles_overlap_as_the_pipelines_own():
+    pipe = make_pipeline(tile_size=1024, tile_overlap=192)
+    pipe.enable_tiling(512)
+    assert (pipe.config.tile_size, pipe.config.tile_overlap) == (512, 192)
 
 
 def test_network_of_the_wrong_width_is_refused():

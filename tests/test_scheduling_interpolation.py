@@ -239,6 +239,7 @@ def test_custom_timesteps(clean, noisy):
         ({"num_inference_steps": 3, "timesteps": [3, 2]}, "exactly one"),
         ({"num_inference_steps": 0}, "from 1 to 1000"),
         ({"num_inference_steps": 1001}, "from 1 to 1000"),
+        ({"num_inference_steps": 2.5}, "whole number"),
         ({"timesteps": [100, 200]}, "descending"),
         ({"timesteps": [200, 200]}, "descending"),
         ({"timesteps": []}, "times in"),

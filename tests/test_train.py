@@ -634,6 +634,8 @@ def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
         ({"crop_size": "96:0.5"}, "must be pixels, or a schedule"),
         ({"crop_size": "96:0.8,128:0.5,192"}, "must be pixels, or a schedule"),
         ({"crop_size": "0"}, "must be pixels, or a schedule"),
+        ({"lr_scheduler": "cliff"}, "--lr_scheduler: invalid choice: 'cliff'"),
+        ({"lr_scheduler": "piecewise_constant"}, "--lr_scheduler: invalid choice"),
     ],
 )
 def test_wrong_arguments_are_named_before_any_work(data, tmp_path, capsys, options, message):
@@ -662,7 +664,7 @@ def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsy
         ({"validation_dir": "photos"}, "There is no folder .*photos/noisy"),
         ({"pretrained_model": "absent"}, "absent"),
         ({"report_to": "carrier-pigeon"}, "carrier-pigeon"),
-        ({"lr_scheduler": "cliff"}, "cliff"),
+        ({"validation_inference_steps": 1001}, "--validation_inference_steps must be at most 1000"),
         ({"resume_from_checkpoint": "elsewhere"}, "elsewhere is not a checkpoint"),
     ],
 )
@@ -671,6 +673,13 @@ def test_bad_input_gets_one_clear_sentence(data, tmp_path, monkeypatch, options,
     with pytest.raises((ValueError, OSError), match=message):
         run(data, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps(CONFIG | {"colour": "blue"})])
+def test_a_config_that_configures_nothing_is_named(data, tmp_path, text):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match="mine.json is no configuration of a network"):
+        run(data, tmp_path / "out", model_config=tmp_path / "mine.json")
 
 
 def test_a_config_of_another_class_is_named(data, tmp_path):

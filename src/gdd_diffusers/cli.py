@@ -80,7 +80,7 @@ def plan_outputs(
     inputs: list[Path], output: str | None, format: str | None, recursive: bool
 ) -> tuple[dict[Path, Path], dict[Path, str]]:
     """Which file each picture goes to, and which inputs are no pictures, and why."""
-    from .image_files import list_images
+    from .image_files import FORMATS, list_images
 
     sources: dict[Path, Path] = {}  # picture: its path below the output folder
     failed = {}
@@ -115,6 +115,8 @@ def plan_outputs(
             target = output
         if format and (output is None or as_folder):
             target = target.with_suffix(f".{format}")
+        elif format and FORMATS.get(target.suffix.lower()) not in (None, FORMATS[f".{format}"]):
+            raise fail(f"{target} would be no {target.suffix[1:]} but {format}; change the name or the --format.", 2)
         outputs[path] = target
     if output is None:
         # a shell's *.jpg names what an earlier run has made, too
@@ -187,14 +189,12 @@ def denoise(
     ] = Dtype.auto,
     format: Annotated[str | None, typer.Option(help="jpg, png, tif, webp, avif...; the input's if not given.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of lossy formats.")] = None,
-    compare: Annotated[
-        Path | None, typer.Option(help="Also write a before/after picture (PNG) of the one input.")
-    ] = None,
+    compare: Annotated[Path | None, typer.Option(help="Also write a before/after picture of the one input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist, and inputs.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Folders below the given ones, too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
-    """Remove the noise from pictures. Depth, colour profile and metadata stay as they are."""
+    """Remove the noise from pictures. Depth, colour profile and metadata stay as they are; CMYK becomes sRGB."""
     from .image_files import FORMATS, check_output, read_image, write_image
 
     if format is not None:
@@ -204,6 +204,7 @@ def denoise(
     outputs, failed = plan_outputs(inputs, output, format, recursive)
     if compare and len(outputs) > 1:
         raise fail(f"--compare takes one picture, not {len(outputs)}.", 2)
+    sheet_format = None if compare and compare.suffix else "png"
     if compare and os.path.realpath(compare) in {os.path.realpath(path) for pair in outputs.items() for path in pair}:
         raise fail(f"--compare {compare} would replace the picture or its result; choose another name.", 2)
 
@@ -239,14 +240,16 @@ def denoise(
                     picture = read_image(path)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     check_output(target, picture.pixels, picture, format, overwrite)  # before the long part
-                    if compare:
-                        check_output(compare, picture.pixels, format="png", overwrite=overwrite)
+                    if compare:  # which has no transparency, whatever the picture has
+                        check_output(compare, picture.pixels[..., :1], format=sheet_format, overwrite=overwrite)
                     pixels = denoise_pixels(pipe, picture.pixels, num_inference_steps=steps, strength=strength)
                     write_image(target, pixels, like=picture, format=format, quality=quality, overwrite=overwrite)
                     done.append(path)
+                    if picture.cmyk and not quiet:
+                        say(f"{path} was CMYK, and its result is sRGB.")
                     megapixels += picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
                     if compare:
-                        write_comparison(compare, picture.pixels, pixels, overwrite)
+                        write_comparison(compare, picture.pixels, pixels, sheet_format, overwrite)
                 except Exception as error:  # one picture's trouble, whatever it is, must not end the batch
                     failed[path] = one_line(error)
                 progress.finish()
@@ -276,7 +279,7 @@ def denoise(
         raise typer.Exit(1)
 
 
-def write_comparison(path: Path, before, after, overwrite: bool):
+def write_comparison(path: Path, before, after, format: str | None, overwrite: bool):
     """The labelled before/after picture of `--compare`."""
     import numpy as np
     from PIL import Image
@@ -289,7 +292,7 @@ def write_comparison(path: Path, before, after, overwrite: bool):
         return Image.fromarray(bits[..., 0] if bits.shape[-1] == 1 else bits)
 
     sheet = compare({"before": to_pil(before), "after": to_pil(after)})
-    write_image(path, np.asarray(sheet), format="png", overwrite=overwrite)
+    write_image(path, np.asarray(sheet), format=format, overwrite=overwrite)
 
 
 @app.command()
@@ -301,13 +304,15 @@ def info(
 
     pipe, folder = load_model(model)
     parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
-    overlap, tile_size = pipe.config.tile_overlap, pipe.config.tile_size
+    steps, overlap, tile_size = (
+        pipe.config[key] for key in ("default_num_inference_steps", "tile_overlap", "tile_size")
+    )
     rows = {
         "model": model or "gdd-small, bundled with gdd",
         "network": f"{type(pipe.unet).__name__}, {parameters / 1e6:.2f} million parameters",
         "sees": f"{pipe.receptive_field} px to each side" if pipe.receptive_field else "the whole picture",
         "prediction": pipe.scheduler.config.prediction_type,
-        "default": f"{pipe.config.default_num_inference_steps} steps, rule {pipe.scheduler.config.step_rule}",
+        "default": f"{steps} step{'s' * (steps > 1)}, rule {pipe.scheduler.config.step_rule}",
         "tiles": f"up to {tile_size} px, overlapping by {overlap} px" if tile_size else "none",
     }
     card_file = folder / "README.md"
@@ -334,8 +339,8 @@ def simulate(
     clean: Annotated[Path, typer.Argument(metavar="CLEAN", help="A clean photograph.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the noisy photograph goes.")],
     preset: Annotated[Preset, typer.Option(help="The camera that takes it.")] = Preset.mixed,
-    iso: Annotated[float | None, typer.Option(min=1, help="Its sensitivity; drawn at random if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same noise.")] = 0,
+    iso: Annotated[float | None, typer.Option(min=1, help="Of the camera; drawn at random if not given.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same noise.")] = 0,
     clean_output: Annotated[
         Path | None,
         typer.Option(help="Also write what the camera would have recorded without noise, to measure against."),
@@ -343,17 +348,23 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ):
     """Make a clean photograph noisy as a camera would have: to try a denoiser with the truth at hand."""
-    from .image_files import read_image, write_image
+    from .image_files import check_output, read_image, write_image
 
+    if iso is not None and preset == Preset.gaussian:
+        raise fail("--iso is for cameras, and --preset gaussian is none; leave one of them out.", 2)
+    if clean_output and os.path.realpath(clean_output) == os.path.realpath(output):
+        raise fail(f"the noisy and the clean photograph cannot both be {output}; choose another --clean-output.", 2)
+    outputs = [path for path in (output, clean_output) if path]
     try:
         pixels = read_image(clean).pixels
+        for path in outputs:  # before the first is written, so that there is no half a pair
+            check_output(path, pixels, overwrite=overwrite)
         try:
             recorded, noisy = simulate_pixels(pixels, preset.value, iso, seed)
         except ValueError as error:
-            raise fail(f"{clean} {one_line(error)}") from None
-        for path, pixels in ((output, noisy), (clean_output, recorded)):
-            if path is not None:
-                write_image(path, pixels, overwrite=overwrite)
+            raise fail(f"{clean}: {one_line(error)}") from None
+        for path, pixels in zip(outputs, (noisy, recorded), strict=False):
+            write_image(path, pixels, overwrite=overwrite)
     except (OSError, ValueError) as error:
         raise fail(one_line(error)) from None
 

@@ -357,7 +357,7 @@ class Page:
             try:
                 truth, noisy = simulate_pixels(noisy, settings.preset, settings.iso, SEED)
             except ValueError as error:
-                raise ValueError(f"{file} {error}") from None
+                raise ValueError(f"{file}: {error}") from None
             like, before = None, write_preview(folder / "noisy.png", noisy)
             self.raise_if_stopped()
 

@@ -101,7 +101,7 @@ def set_up(pipe, steps: int | None, rule: str | None, tile_size: int | None):
     if rule:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, step_rule=rule)
     if tile_size:
-        pipe.enable_tiling(tile_size, pipe.config.tile_overlap)
+        pipe.enable_tiling(tile_size)
 
 
 def denoise_pixels(pipe, pixels, **kwargs):
@@ -121,7 +121,7 @@ def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     A picture as a camera would have recorded it: without noise and with it, both uint8 [H, W, 3].
 
     Raises:
-        `ValueError`: When the simulated camera cannot take the picture; the message is what follows "the picture".
+        `ValueError`: When the simulated camera cannot take the picture.
     """
     import numpy as np
     import torch
@@ -129,9 +129,9 @@ def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     from .camera_noise import CameraNoise
 
     if pixels.shape[-1] != 3:
-        raise ValueError("is not a plain colour picture, which the simulated camera takes.")
+        raise ValueError("the simulated camera takes colour pictures only, without transparency.")
     if min(pixels.shape[:2]) < 11:
-        raise ValueError("is smaller than 11 x 11 pixels, which the simulated camera and the SSIM need.")
+        raise ValueError("the simulated camera and the SSIM need at least 11 x 11 pixels.")
     scene = torch.from_numpy(pixels / np.float32(np.iinfo(pixels.dtype).max)).movedim(-1, 0)[None]
     pair = CameraNoise(preset)(scene, generator=torch.Generator().manual_seed(seed), iso=iso)
     recorded, noisy = ((picture[0].movedim(0, -1).numpy() * 255).round().astype(np.uint8) for picture in pair)

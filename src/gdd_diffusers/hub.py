@@ -59,7 +59,7 @@ CARD = """# {name}
 
 Takes the noise off photographs by a general denoising diffusion
 ([Real-World Denoising via Diffusion Model](https://arxiv.org/abs/2305.04457), re-implemented from its description).
-{picture}
+{introduction}{picture}
 ## Usage
 
 With the package gdd-diffusers, which runs no code from this repo:
@@ -145,6 +145,7 @@ def model_card(
     name: str,
     *,
     license: str = "unknown",
+    introduction: str = "",
     recipe: str = "Not stated.",
     training_data: str = "Not stated.",
     datasets: list[str] | None = None,
@@ -159,6 +160,7 @@ def model_card(
     Args:
         name (`str`): Repo id, or the folder's name; publishing puts the repo id in its place in the code.
         license (`str`, defaults to `"unknown"`): Of the weights, as the Hub spells it: `"apache-2.0"`.
+        introduction (`str`, *optional*): Markdown: what to know before the lines of usage.
         recipe (`str`): Markdown: the network, how it was trained and by which command.
         training_data (`str`): Markdown: the pictures, their authors and licences; the first paragraph in short.
         datasets (`list[str]`, *optional*): Datasets on the Hub that were trained on.
@@ -204,6 +206,7 @@ def model_card(
     )
     text = CARD.format(
         name=name,
+        introduction=f"\n{introduction.strip()}\n" if introduction else "",
         picture=f"\n![Noisy and denoised]({picture})\n" if picture else "",
         recipe=recipe.strip(),
         training_data=training_data.strip(),

@@ -61,6 +61,7 @@ class ImageFile:
         resolution: Pixels per millimetre, horizontal and vertical.
         exif: The EXIF block from its TIFF header on; it calls the picture upright and holds no thumbnail.
         native: [H, W, 3], the file's own numbers, when its profile means other colours than sRGB.
+        cmyk: Whether the file's colours were inks; `pixels`, and what is written, are sRGB.
         saving: How the file was compressed, in options of libvips' saver.
         verbatim: What only the same format can take, byte for byte: the text of a PNG, the extended XMP of a JPEG.
     """
@@ -72,6 +73,7 @@ class ImageFile:
     resolution: tuple[float, float] = (1.0, 1.0)
     exif: bytes = b""
     native: np.ndarray | None = None
+    cmyk: bool = False
     saving: dict = field(default_factory=dict)
     verbatim: bytes = b""
 
@@ -393,7 +395,8 @@ def _decode(image: pyvips.Image, picture: ImageFile) -> None:
         image = image.copy_memory().autorot()
     pixels = _to_numpy(image)
     profile = picture.metadata.get("icc-profile-data", (None, b""))[1]
-    if image.interpretation == "cmyk":
+    picture.cmyk = image.interpretation == "cmyk"
+    if picture.cmyk:
         picture.metadata.pop("icc-profile-data", None)
         pixels = _to_numpy(_to_srgb(_to_vips(pixels).copy(interpretation="cmyk"), profile))
     elif pixels.shape[2] >= 3 and profile and _means_other_colours(profile):

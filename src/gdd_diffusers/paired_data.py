@@ -324,10 +324,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 def decode(cell: dict) -> np.ndarray:
     """A cell of an image column cast to `decode=False`, to uint8 [H, W, 3], upright."""
-    with open_cell(cell) as image:
+    with open_cell(cell) as file:
+        image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey instead of scaling it
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(image.convert("RGB"))
 
 
 def to_png(pixels: np.ndarray) -> bytes:

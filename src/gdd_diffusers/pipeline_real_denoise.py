@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib
+import numbers
 import os
 import re
 from collections.abc import Callable
@@ -204,18 +205,21 @@ class RealDenoisePipeline(DiffusionPipeline):
             ) from None
         return hub.publish(self, repo_id, **kwargs)
 
-    def enable_tiling(self, tile_size: int = 512, tile_overlap: int = 48):
+    def enable_tiling(self, tile_size: int = 512, tile_overlap: int | None = None):
         """
         Denoise pictures larger than `tile_size` in tiles. Saved with the pipeline.
 
         Args:
             tile_size (`int`, defaults to 512): Largest side of a tile in pixels.
-            tile_overlap (`int`, defaults to 48): Pixels that neighbours share, at most half of `tile_size`. From twice
-                [`~.receptive_field`] on, the result of one step is that of the whole picture to float rounding.
+            tile_overlap (`int`, *optional*): Pixels that neighbours share, at most half of `tile_size`; the pipeline's
+                own if not given. From twice [`~.receptive_field`] on, the result of one step is that of the whole
+                picture to float rounding.
 
         Raises:
             `ValueError`: When the tile is smaller than the network, or than twice the overlap.
         """
+        if tile_overlap is None:
+            tile_overlap = self.config.tile_overlap
         multiple = self._multiple  # of which tiles and overlaps are made
         smallest = max(2 * -(-tile_overlap // multiple), 1) * multiple
         if tile_overlap < 0 or tile_size < smallest:
@@ -250,7 +254,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     def check_inputs(self, num_inference_steps, strength, output_type, callback_on_step_end_tensor_inputs):
         T = self.scheduler.config.num_train_timesteps
-        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= T:
+        if not isinstance(num_inference_steps, numbers.Integral) or not 1 <= num_inference_steps <= T:
             raise ValueError(f"`num_inference_steps` must be a whole number from 1 to {T}, not {num_inference_steps}.")
         if not 0 <= strength <= 1:
             raise ValueError(f"`strength` must be in [0, 1], not {strength}.")

@@ -1,5 +1,6 @@
 """The general denoising diffusion: a straight line from clean picture to noisy photograph, and the ways back."""
 
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,8 +150,10 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
             if (times.diff() >= 0).any():
                 raise ValueError(f"`timesteps` must be strictly descending, not {times.tolist()}.")
         else:
-            if not 1 <= num_inference_steps <= T:
-                raise ValueError(f"`num_inference_steps` must be from 1 to {T}, not {num_inference_steps}.")
+            if not isinstance(num_inference_steps, numbers.Integral) or not 1 <= num_inference_steps <= T:
+                raise ValueError(
+                    f"`num_inference_steps` must be a whole number from 1 to {T}, not {num_inference_steps}."
+                )
             times = T * (1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps)
 
         # compared as they are kept: two that differ in float64 alone would be a step that leads nowhere
