@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 
@@ -39,18 +38,20 @@ from training.checkpoints import (
     averaged_weights,
     find_checkpoints,
     load_checkpoint,
+    outlive_signals,
     remove_unfinished,
     rewind_log,
     save_checkpoint,
     save_pipeline,
     stop_signals,
 )
-from training.data import load_data, start_worker
+from training.data import load_data
 from training.optimizer import build_optimizer
 from training.validation import in_words, validate
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
 from gdd_diffusers.hub import publish
+from gdd_diffusers.memory import keep_freed_memory
 from gdd_diffusers.paired_data import TrainingBatches
 
 
@@ -199,6 +200,7 @@ def main(args) -> tuple[float, float]:
     is_main = accelerator.is_main_process
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
+    keep_freed_memory()
     on_one_core = accelerator.num_processes == torch.get_num_threads() == 1
     if accelerator.device.type == "cpu" and on_one_core and os.cpu_count() > 1:
         logger.warning(f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all.")
@@ -277,7 +279,7 @@ def main(args) -> tuple[float, float]:
         batch_size=None,
         sampler=range(start * args.gradient_accumulation_steps, len(batches)),
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=partial(start_worker, accelerator.device.type),
+        worker_init_fn=outlive_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)

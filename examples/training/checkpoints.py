@@ -144,7 +144,7 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def outlive_signals():
+def outlive_signals(worker: int):
     """
     For the processes that prepare batches: a terminal or a scheduler signals them as well as the training, which still
     needs them up to its checkpoint. Only what the training itself says, when it fails, ends them.

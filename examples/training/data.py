@@ -1,6 +1,5 @@
 """What train.py learns from, and the pairs that it validates on."""
 
-import os
 from pathlib import Path
 
 import datasets
@@ -8,8 +7,6 @@ import torch
 
 from gdd_diffusers.camera_noise import CameraNoise
 from gdd_diffusers.paired_data import Pictures, Source, load_clean, load_hub_dataset, load_pairs, split_by_scene
-
-from .checkpoints import outlive_signals
 
 
 # (noisy, clean), float [1, 3, h, w] in [0, 1]
@@ -86,12 +83,3 @@ def describe(sources: list[Source], args) -> str:
         noise = f"noise simulated by CameraNoise({args.noise_preset!r})" if source.simulator else "real pairs"
         words.append(f"{count} pictures, {noise}")
     return "; ".join(words)
-
-
-def start_worker(device_type: str, worker: int):
-    """The first thing that a process does which prepares batches for training on such a device."""
-    outlive_signals()
-    if device_type == "cpu" and hasattr(os, "SCHED_IDLE"):  # Linux
-        # The network's threads, which work in step, would all wait for the one whose core the worker has taken; so it
-        # works where a core is idle, of which there is enough.
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
