@@ -51,7 +51,6 @@ from training.validation import in_words, validate
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
 from gdd_diffusers.hub import publish
-from gdd_diffusers.memory import keep_freed_memory
 from gdd_diffusers.paired_data import TrainingBatches
 
 
@@ -200,7 +199,6 @@ def main(args) -> tuple[float, float]:
     is_main = accelerator.is_main_process
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
-    keep_freed_memory()
     on_one_core = accelerator.num_processes == torch.get_num_threads() == 1
     if accelerator.device.type == "cpu" and on_one_core and os.cpu_count() > 1:
         logger.warning(f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all.")

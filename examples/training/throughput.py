@@ -26,7 +26,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from training.data import load_data
 
-from gdd_diffusers.memory import keep_freed_memory
 from gdd_diffusers.paired_data import TrainingBatches
 
 
@@ -100,7 +99,6 @@ def megapixels(args) -> float:
 def main(words: list[str], rounds: int = 3):
     defaults = ["--max_train_steps", "120", "--lr_warmup_steps", "10"]
     defaults += ["--num_validation_images", "1", "--validation_inference_steps", "1"]
-    keep_freed_memory()  # as train.py does, for the first bare loop too
     ratios = []
     for _ in range(rounds):
         args = train.parse_args([*defaults, *words, "--output_dir", "none"])

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from .denoising import choose_device, denoise_pixels, find_model, load_pipeline, one_line, set_up, simulate_pixels
-from .memory import keep_freed_memory
 
 
 app = typer.Typer(
@@ -226,7 +225,6 @@ def denoise(
 
     done, megapixels, stopped, start = [], 0.0, False, time.monotonic()
     if jobs:
-        keep_freed_memory()
         pipe, _ = load_model(model, device, dtype)
         try:
             set_up(pipe, steps, rule and rule.value, tile_size)
