@@ -223,7 +223,7 @@ def denoise(
         except OSError as error:  # the name is too long, or the folder may not be searched
             failed[path] = f"{target} cannot be written: {error.strerror}; choose another name or place with -o."
 
-    done, megapixels, stopped, start = [], 0.0, False, time.monotonic()
+    done, were_cmyk, megapixels, stopped, start = [], [], 0.0, False, time.monotonic()
     if jobs:
         pipe, _ = load_model(model, device, dtype)
         try:
@@ -245,8 +245,8 @@ def denoise(
                     pixels = denoise_pixels(pipe, picture.pixels, num_inference_steps=steps, strength=strength)
                     write_image(target, pixels, like=picture, format=format, quality=quality, overwrite=overwrite)
                     done.append(path)
-                    if picture.cmyk and not quiet:
-                        say(f"{path} was CMYK, and its result is sRGB.")
+                    if picture.cmyk:
+                        were_cmyk.append(path)
                     megapixels += picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
                     if compare:
                         write_comparison(compare, picture.pixels, pixels, sheet_format, overwrite)
@@ -257,6 +257,8 @@ def denoise(
             stopped = True
         progress.bar.close()
 
+    for path in were_cmyk if not quiet else []:
+        say(f"{path} was CMYK, and its result is sRGB.")
     for path, reason in failed.items():
         say(f"gdd: {reason}" if str(path) in reason else f"gdd: {path}: {reason}")
     if stopped:
@@ -357,8 +359,8 @@ def simulate(
     outputs = [path for path in (output, clean_output) if path]
     try:
         pixels = read_image(clean).pixels
-        for path in outputs:  # before the first is written, so that there is no half a pair
-            check_output(path, pixels, overwrite=overwrite)
+        for path in outputs:  # before the first is written, so that there is no half a pair; neither has transparency
+            check_output(path, pixels[..., :1], overwrite=overwrite)
         try:
             recorded, noisy = simulate_pixels(pixels, preset.value, iso, seed)
         except ValueError as error:
