@@ -249,6 +249,7 @@ def main(args) -> tuple[float, float]:
         seed=args.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        device=accelerator.device,
     )
     log_file, validations = output_dir / "log.jsonl", []
     best_by = f"psnr/improved_{args.validation_inference_steps[0]}"
@@ -285,9 +286,10 @@ def main(args) -> tuple[float, float]:
         loop_started = asked = time.monotonic()
         for batch in loader:
             waited += time.monotonic() - asked
-            clean, noisy = (batch[k].to(accelerator.device).float() / 127.5 - 1 for k in ("clean", "noisy"))
+            batch = batches.simulate(batch)
+            clean, noisy = (batch[k].float() / 127.5 - 1 for k in ("clean", "noisy"))
             num_pixels += clean.numel() / 3
-            u = batch["u"].to(accelerator.device)
+            u = batch["u"]
             t = T * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
             with accelerator.accumulate(unet):
                 x_t = scheduler.add_noise(clean, noisy, t)

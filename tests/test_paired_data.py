@@ -425,6 +425,31 @@ def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):
     assert sample["noisy"].shape == sample["clean"].shape == (100, 3, 24, 24)
 
 
+@pytest.mark.parametrize("batch_size", [8, 6])
+def test_noise_may_be_left_to_a_device(clean_dir, pair_dirs, batch_size):
+    def of_device(device):
+        sources = [Source(load_clean(clean_dir), 3.0, add_noise), Source(load_pairs(*pair_dirs), 1.0)]
+        return TrainingBatches(sources, batch_size, [(24, 1.0)], 6, device=device)
+
+    on_cpu, left = of_device("cpu"), of_device("cuda")
+    for k in range(6):
+        item = left[k]  # made without touching the device, as in a worker
+        photographs = item["to_simulate"][0]["photographs"]
+        assert photographs.shape[2:] == (32, 32) and 0 < len(photographs) <= batch_size
+        left.device = torch.device("cpu")
+        finished, expected = left.simulate(item), on_cpu[k]
+        left.device = torch.device("cuda")
+        assert finished.keys() == expected.keys() and finished["files"] == expected["files"]
+        for name in ("clean", "noisy", "u"):
+            assert torch.equal(finished[name], expected[name])
+        assert torch.equal(on_cpu.simulate(expected)["noisy"], expected["noisy"])
+
+
+def test_a_device_simulates_a_whole_batch_at_once(clean_dir):
+    item = batches_of(load_clean(clean_dir), add_noise, batch_size=20, device="cuda")[0]
+    assert [len(group["rows"]) for group in item["to_simulate"]] == [20]
+
+
 # Streams
 
 

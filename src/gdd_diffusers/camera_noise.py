@@ -6,12 +6,10 @@ gamma, tone curve, noise reduction, sharpening, resizing, JPEG. Those later stag
 and colours, and make denoisers fail that were taught white noise.
 """
 
-import io
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+
+from .jpeg import RGB_TO_YCBCR, through_jpeg
 
 
 # The ranges (low, high) from which each picture of a batch draws its camera, uniformly, or uniformly in the logarithm.
@@ -94,7 +92,6 @@ XYZ_TO_CAMERA = torch.tensor(
 SRGB_TO_XYZ = torch.tensor(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-RGB_TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
 class CameraNoise:
@@ -425,17 +422,15 @@ def _spline_blur(x, step):
 
 
 def _through_jpeg(clean, noisy, p, draw):
-    """Quality 100 for the clean twin, which then shares the chroma resolution but not the quantisation."""
-    pixels = (torch.stack([clean, noisy]) * 255).round().byte().movedim(2, -1).cpu().numpy()
-    chosen = (draw.uniform(0, 1) < p["jpeg_share"]).flatten().tolist()
-    quality, subsampling = (p[key].flatten().tolist() for key in ("jpeg_quality", "chroma_subsampling"))
+    """The clean twin shares the resolution of the colours, but nothing of it is quantised."""
+    chosen = draw.uniform(0, 1) < p["jpeg_share"]
+    subsampling = torch.where(chosen, p["chroma_subsampling"].int(), -1).flatten()
     # A crop may begin anywhere within a block of 16 px.
-    top, left = (draw.integer(16).flatten().tolist() for _ in range(2))
-    for i in range(len(clean)):
-        for picture, quality_i in ((pixels[0, i], 100), (pixels[1, i], round(quality[i]))):
-            if chosen[i]:
-                padded = np.pad(picture, ((top[i], 0), (left[i], 0), (0, 0)), "edge")
-                file = io.BytesIO()
-                Image.fromarray(padded).save(file, "JPEG", quality=quality_i, subsampling=int(subsampling[i]))
-                picture[:] = np.asarray(Image.open(file))[top[i] :, left[i] :]
-    return (torch.from_numpy(pixels).movedim(-1, 2).to(clean) / 255).unbind(0)
+    offset = tuple(draw.integer(16)[0].item() for _ in range(2))
+    quality = p["jpeg_quality"].flatten().round()
+    for kind in range(3):
+        group = subsampling == kind
+        if group.any():
+            clean[group] = through_jpeg(clean[group], None, kind, offset)
+            noisy[group] = through_jpeg(noisy[group], quality[group], kind, offset)
+    return clean, noisy

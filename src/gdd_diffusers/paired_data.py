@@ -35,8 +35,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # blocks, fall anywhere in what the network sees.
 MARGIN = 4
 
-# Pictures that share one call of the simulator. Fixed, so that the same noise falls on the same picture however a
-# batch is divided among processes.
+# Pictures that share one call of the simulator on a CPU. Fixed, so that the same noise falls on the same picture
+# however a batch is divided among processes.
 SIMULATION_GROUP = 8
 
 
@@ -490,6 +490,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_batches (`int`): Length of the training.
         seed (`int`, defaults to 0): Chooses everything.
         process_index (`int`, defaults to 0), num_processes (`int`, defaults to 1): This process among how many.
+        device (`torch.device`, defaults to the CPU): Where noise is simulated. On the CPU that is a part of making an
+            item; anything else is many times faster and left to the process that owns the device, which calls
+            [`~.simulate`] with each item, for whole batches, so that the noise also depends on the batch size.
 
     Items are dicts of `noisy` and `clean` (uint8, [B, 3, crop, crop]), `u` (float32, [B], uniform in [0, 1), for the
     times) and `files`, the names of the pictures.
@@ -522,8 +525,10 @@ class TrainingBatches(torch.utils.data.Dataset):
         seed: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
+        device: torch.device | str = "cpu",
     ):
-        self.simulators = [source.simulator for source in sources]
+        self.device = torch.device(device)
+        self.simulators = [source.simulator for source in sources]  # None for real pairs
         for source in sources:
             if source.simulator is None and "noisy" not in source.dataset.features:
                 raise ValueError("A source of clean pictures alone needs a simulator.")
@@ -555,14 +560,29 @@ class TrainingBatches(torch.utils.data.Dataset):
         crop, batch_size = int(self.crop_sizes[k]), int(self.batch_sizes[k])
         first = self.process_index * batch_size
         samples = [self.draw_sample(k, i, crop) for i in range(first, first + batch_size)]
-        for start in range(0, batch_size, SIMULATION_GROUP):
-            self.simulate(samples[start : start + SIMULATION_GROUP], crop)
-        return {
-            "noisy": torch.stack([sample["noisy"] for sample in samples]),
-            "clean": torch.stack([sample["clean"] for sample in samples]),
-            "u": torch.tensor([sample["u"] for sample in samples], dtype=torch.float32),
-            "files": [sample["file"] for sample in samples],
-        }
+        batch = {name: torch.empty(batch_size, 3, crop, crop, dtype=torch.uint8) for name in ("noisy", "clean")}
+        batch["u"] = torch.tensor([sample["u"] for sample in samples], dtype=torch.float32)
+        batch["files"] = [sample["file"] for sample in samples]
+        batch["to_simulate"] = []
+        for i, sample in enumerate(samples):
+            if sample["simulator"] is None:
+                batch["noisy"][i], batch["clean"][i] = sample["noisy"], sample["clean"]
+        group_size = SIMULATION_GROUP if self.device.type == "cpu" else batch_size
+        for start in range(0, batch_size, group_size):
+            rows = range(start, min(start + group_size, batch_size))
+            for simulator in filter(None, dict.fromkeys(self.simulators)):
+                group = [i for i in rows if samples[i]["simulator"] is simulator]
+                if group:
+                    batch["to_simulate"].append(
+                        {
+                            "source": self.simulators.index(simulator),
+                            "seed": samples[group[0]]["noise_seed"],
+                            "rows": group,
+                            "offsets": [samples[i]["offset"] for i in group],
+                            "photographs": torch.stack([samples[i]["clean"] for i in group]),
+                        }
+                    )
+        return self.simulate(batch) if self.device.type == "cpu" else batch
 
     def draw_sample(self, k: int, i: int, crop: int) -> dict:
         """Sample i of batch k, counted over all processes: a crop of a picture, flipped and turned at random."""
@@ -581,7 +601,7 @@ class TrainingBatches(torch.utils.data.Dataset):
             "u": rng.random(dtype=np.float32),
             "simulator": simulator,
             "noise_seed": int(rng.integers(2**63)),
-            "offset": rng.integers(2 * MARGIN + 1, size=2),
+            "offset": rng.integers(2 * MARGIN + 1, size=2).tolist(),
         }
         for name in ("noisy", "clean"):
             if name in picture:
@@ -590,18 +610,23 @@ class TrainingBatches(torch.utils.data.Dataset):
                 sample[name] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return sample
 
-    def simulate(self, samples: list[dict], crop: int):
-        """Put noise on those of the samples that are to be simulated, and cut them to the crop."""
-        for simulator in filter(None, dict.fromkeys(self.simulators)):
-            group = [sample for sample in samples if sample["simulator"] is simulator]
-            if not group:
-                continue
-            generator = torch.Generator().manual_seed(group[0]["noise_seed"])
-            clean, noisy = simulator(torch.stack([s["clean"] for s in group]) / 255, generator=generator)
-            for i, sample in enumerate(group):
-                top, left = sample["offset"]
-                for name, batch in (("clean", clean), ("noisy", noisy)):
-                    sample[name] = (batch[i, :, top : top + crop, left : left + crop] * 255).round().to(torch.uint8)
+    def simulate(self, batch: dict) -> dict:
+        """An item with noise on those of its pictures that need it, on the device; one that has it is only moved."""
+        batch = dict(batch)
+        clean, noisy, u = (batch[name].to(self.device) for name in ("clean", "noisy", "u"))
+        crop = clean.shape[-1]
+        for group in batch.pop("to_simulate", []):
+            generator = torch.Generator(self.device).manual_seed(group["seed"])
+            photographs = group["photographs"].to(self.device) / 255
+            pairs = self.simulators[group["source"]](photographs, generator=generator)
+            pairs = [(pictures * 255).round().to(torch.uint8) for pictures in pairs]
+            for pictures, simulated in zip((clean, noisy), pairs, strict=True):
+                crops = [
+                    picture[:, top : top + crop, left : left + crop]
+                    for picture, (top, left) in zip(simulated, group["offsets"], strict=True)
+                ]
+                pictures[group["rows"]] = torch.stack(crops)
+        return batch | {"clean": clean, "noisy": noisy, "u": u}
 
 
 def check_sizes(pictures: Pictures, smallest: int):

@@ -1,0 +1,103 @@
+"""What a JPEG file does to pictures, in torch: a whole batch at once, on any device, without making the files."""
+
+import torch
+import torch.nn.functional as F
+
+
+RGB_TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+# The example tables of the standard (ITU-T T.81, annex K.1), which quality 50 uses as they are.
+LUMA_TABLE = torch.tensor(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ]
+)
+CHROMA_TABLE = torch.full((8, 8), 99)
+CHROMA_TABLE[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
+# Rows are the basis of the discrete cosine transform, of 8 samples and of the 64 of a block.
+_k, _n = torch.arange(8.0)[:, None], torch.arange(8.0)
+DCT_8 = torch.cos(torch.pi * (2 * _n + 1) * _k / 16) * torch.where(_k == 0, 1 / 8, 1 / 4).sqrt()
+DCT = torch.kron(DCT_8, DCT_8)
+
+
+def through_jpeg(
+    pictures: torch.Tensor, quality: torch.Tensor | None, subsampling: int, offset: tuple[int, int] = (0, 0)
+) -> torch.Tensor:
+    """
+    Save pictures as JPEG files and read them again, as libjpeg does, to within the rounding of its integers.
+
+    Args:
+        pictures (`torch.Tensor`): sRGB, float, [B, 3, H, W] in [0, 1]; rounded to 8 bits before they are saved.
+        quality (`torch.Tensor`, *optional*): From 1 to 100, [B]; without it nothing is quantised, so that only the
+            resolution of the colours is lost.
+        subsampling (`int`): 0, 1 or 2 for 4:4:4, 4:2:2 or 4:2:0, as Pillow counts.
+        offset (`tuple[int, int]`): Rows and columns, each below 16, by which the grid of blocks begins before the
+            picture's first pixel, as it does in a part of a larger picture.
+
+    Returns:
+        `torch.Tensor`: of the same shape, whole multiples of 1/255 in [0, 1].
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from gdd_diffusers.jpeg import through_jpeg
+
+    >>> pictures = torch.rand(2, 3, 40, 56)
+    >>> good, bad = through_jpeg(pictures, quality=torch.tensor([95, 30]), subsampling=0) - pictures
+    >>> bool(good.abs().mean() < bad.abs().mean())
+    True
+
+    ```
+    """
+    height, width = pictures.shape[2:]
+    top, left = offset
+    # Whole blocks of the coarser chroma; libjpeg too goes on with the last pixel.
+    borders = (left, -(left + width) % 16, top, -(top + height) % 16)
+    padded = F.pad((pictures * 255).round(), borders, "replicate")
+    luma, chroma = torch.einsum("ij,bjhw->bihw", RGB_TO_YCBCR.to(padded), padded).round().split([1, 2], 1)
+    factor = ((1, 1), (1, 2), (2, 2))[subsampling]
+    if subsampling:
+        # Means are rounded up in every other column, down in the others, which keeps the mean of flat areas.
+        odd = torch.arange(chroma.shape[3] // 2, device=chroma.device) % 2
+        chroma = (F.avg_pool2d(chroma, factor) + (odd / 2 if subsampling == 1 else (odd + 1) / 4)).floor()
+
+    if quality is not None:
+        luma = _through_blocks(luma - 128, LUMA_TABLE, quality) + 128
+        chroma = _through_blocks(chroma, CHROMA_TABLE, quality)
+    for axis, times in zip((2, 3), factor, strict=True):
+        if times == 2:
+            chroma = _twice_as_long(chroma, axis)
+    ycbcr = torch.cat([luma, chroma.round()], 1)
+    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(RGB_TO_YCBCR).to(ycbcr), ycbcr)
+    return rgb.round().clamp(0, 255)[:, :, top : top + height, left : left + width] / 255
+
+
+def _through_blocks(plane, table, quality):
+    """Quantise the cosine transform of each block of 8x8 values in [-128, 127]."""
+    quality = quality.to(plane)[:, None]
+    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)  # as libjpeg scales its tables
+    step = ((table.flatten().to(plane) * percent + 50) / 100).floor().clamp(1, 255)[:, None, :]
+    dct, channels, rows = DCT.to(plane), plane.shape[1], plane.shape[2] // 8
+    blocks = plane.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4).reshape(len(plane), -1, 64)
+    # libjpeg has eighths before it quantises, among which halves of a step are frequent: away from 0, they go
+    coefficients = (blocks @ dct.T * 8).round() / 8
+    coefficients = (coefficients / step).abs().add(0.5).floor().copysign(coefficients) * step
+    blocks = (coefficients @ dct).round().clamp(-128, 127)
+    return blocks.view(len(plane), channels, rows, -1, 8, 8).transpose(3, 4).reshape(plane.shape)
+
+
+def _twice_as_long(x, axis):
+    """Three parts of the nearer sample and one of the other, libjpeg's "fancy upsampling"."""
+    length = x.shape[axis]
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, length - 1, 1)
+    before = torch.cat([first, x.narrow(axis, 0, length - 1)], axis)
+    after = torch.cat([x.narrow(axis, 1, length - 1), last], axis)
+    return torch.stack([3 * x + before, 3 * x + after], axis + 1).flatten(axis, axis + 1) / 4
