@@ -9,6 +9,7 @@ off, per picture and then averaged over pictures.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,4 +139,7 @@ def main(args=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"noise_statistics.py: {error}")

@@ -209,7 +209,7 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"prepare_data.py: {error}")
     except KeyboardInterrupt:
         sys.exit("prepare_data.py: stopped; run the same command again to go on.")

@@ -24,7 +24,7 @@ from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.camera_noise import CameraNoise
 from gdd_diffusers.comparison import compare, stack
 from gdd_diffusers.hub import Result, model_card, publish
-from gdd_diffusers.image_files import read_image
+from gdd_diffusers.image_files import for_display, read_image
 from gdd_diffusers.metrics import psnr
 from gdd_diffusers.pipeline_real_denoise import BUNDLED
 
@@ -83,8 +83,7 @@ def write_picture(file: Path, specs: list[str], folder: Path):
     rows = []
     for spec in specs:
         source, preset, iso = re.fullmatch(r"(.*?)(?:@(phone|camera):(\d+))?", spec).groups()
-        pixels = read_image(source).pixels
-        picture = Image.fromarray(np.uint8(pixels // 257 if pixels.dtype == np.uint16 else pixels).squeeze())
+        picture = Image.fromarray(for_display(read_image(source).pixels))
         noisy = to_tensor(picture.convert("RGB"))
         if preset:
             generator = torch.Generator().manual_seed(2)  # which is well exposed

@@ -8,6 +8,7 @@ bits), the largest difference of a single value in steps of 1/255, and the pixel
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,4 +67,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"seams.py: {error}")

@@ -179,7 +179,10 @@ def build_pipeline(args) -> RealDenoisePipeline:
     except (AttributeError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is no configuration of a network: {error}") from error
     scheduler = InterpolationScheduler(prediction_type=args.prediction_type or "sample")
-    return RealDenoisePipeline(unet, scheduler, pixel_unshuffle=pixel_unshuffle)
+    pipeline = RealDenoisePipeline(unet, scheduler, pixel_unshuffle=pixel_unshuffle)
+    if unet.config.in_channels != 3 * pixel_unshuffle**2:
+        raise ValueError(f"{file} is for grey pictures; to train in colour, in_channels must be three times as many.")
+    return pipeline
 
 
 # The training
@@ -287,9 +290,9 @@ def main(args) -> tuple[float, float]:
         for batch in loader:
             waited += time.monotonic() - asked
             batch = batches.simulate(batch)
-            clean, noisy = (batch[k].float() / 127.5 - 1 for k in ("clean", "noisy"))
+            clean, noisy = (batch[k].to(accelerator.device).float() / 127.5 - 1 for k in ("clean", "noisy"))
             num_pixels += clean.numel() / 3
-            u = batch["u"]
+            u = batch["u"].to(accelerator.device)
             t = T * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
             with accelerator.accumulate(unet):
                 x_t = scheduler.add_noise(clean, noisy, t)
@@ -350,7 +353,10 @@ def main(args) -> tuple[float, float]:
 
     # 5. Publish
     if args.push_to_hub and is_main:
-        publish(output_dir, args.hub_model_id, private=args.hub_private_repo or None)
+        try:
+            publish(output_dir, args.hub_model_id, private=args.hub_private_repo or None)
+        except RuntimeError as error:
+            raise ValueError(f"{output_dir} is trained but not published: {error}") from error
     accelerator.end_training()
     return speed, waiting
 

@@ -98,6 +98,10 @@ def test_crops_of_polyu_and_cc(tmp_path):
     assert pictures.names == ["0000_Canon_0_mean", "0001_Canon_1_mean"]
     for actual, expected in zip(pictures.load(1), make_pair(1), strict=True):
         np.testing.assert_array_equal(actual, expected)
+    simulated = load_data(f"polyu:{tmp_path}@none")
+    assert simulated.names == pictures.names
+    for actual in simulated.load(1):
+        np.testing.assert_array_equal(actual, make_pair(1)[1])
     (tmp_path / "Canon_1_mean.png").unlink()
     with pytest.raises(ValueError, match=r"Canon_1_real.png has no partner Canon_1_mean.png"):
         load_data(f"polyu:{tmp_path}")
@@ -419,6 +423,14 @@ def test_results_that_are_no_picture_are_refused(denoise, message):
 
 
 # runs
+
+
+def test_pairs_without_any_noise_are_measured_without_a_gain(pairs, model, tmp_path):
+    for file in (pairs / "clean").iterdir():
+        (pairs / "noisy" / file.name).write_bytes(file.read_bytes())
+    run("--data", f"untouched:{pairs}", "--model", model, "--steps", 1, "--output_dir", tmp_path / "out")
+    figures = read_methods(tmp_path / "out")["tiny, 1 step"]["figures"]
+    assert "psnr" in figures and "gain" not in figures
 
 
 def test_run_writes_true_figures(pairs, model, tmp_path, capsys):

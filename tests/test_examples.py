@@ -22,6 +22,22 @@ def launch(script, *arguments, monkeypatch):
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
 
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("seams.py", ["--picture", "missing.png"]),
+        ("noise_statistics.py", ["missing", "missing", "-o", "noise.png"]),
+        ("benchmark.py", ["--model", "./missing"]),
+        ("training/throughput.py", ["--clean_dir", "missing"]),
+    ],
+)
+def test_what_is_missing_is_named_in_one_sentence(script, arguments, monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        launch(script, *arguments, monkeypatch=monkeypatch)
+    message = str(stopped.value)
+    assert message.startswith(Path(script).name + ": ") and "missing" in message
+
+
 @pytest.mark.parametrize("cls", [LocalUNet2DModel, UNet2DModel])
 def test_seams(cls, tmp_path, monkeypatch, capsys):
     make_pipeline(cls).save_pretrained(tmp_path / "model")

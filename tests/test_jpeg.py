@@ -31,7 +31,7 @@ def through_torch(pixels, quality, subsampling, offset=(0, 0)):
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("quality", [10, 50, 75, 90, 98])
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 90, 98])
 def test_a_picture_comes_out_as_from_a_file(quality, subsampling):
     pixels = picture()
     file, ours = through_pillow(pixels, quality, subsampling), through_torch(pixels, quality, subsampling)

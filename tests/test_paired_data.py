@@ -162,6 +162,12 @@ def test_sidd_medium_as_downloaded(tmp_path):
     dataset = LAYOUTS["sidd"](tmp_path)
     assert len(dataset) == 4
     assert set(dataset["scene"]) == {"001"}
+    for kind in ("NOISY", "GT"):
+        save(tmp_path / "flat" / f"0001_{kind}_SRGB_010.PNG")
+    with pytest.raises(
+        ValueError, match="0001_NOISY_SRGB_010.PNG must lie in the folder it came in, such as 0001_001"
+    ):
+        LAYOUTS["sidd"](tmp_path / "flat")
 
 
 def test_polyu_and_cc_crops_of_one_scene_stay_together(tmp_path):
@@ -257,12 +263,30 @@ def test_splits_are_by_scene_and_do_not_move(clean_dir):
     dataset = load_clean(clean_dir)
     dataset = datasets.concatenate_datasets([dataset, dataset])  # two rows of each scene
     train, held_out = split_by_scene(dataset, share=0.4)
-    assert (len(train), len(held_out)) == (6, 4)
+    assert len(train) + len(held_out) == 10 and len(held_out) % 2 == 0 < len(held_out) < 10
     assert not set(train["scene"]) & set(held_out["scene"])
-    more = datasets.concatenate_datasets([dataset.select([0, 1, 2, 3, 4]), dataset])
-    assert set(split_by_scene(more, share=0.4)[1]["scene"]) == set(held_out["scene"])
     without_scenes = dataset.remove_columns("scene")
-    assert [len(part) for part in split_by_scene(without_scenes, share=0.1)] == [9, 1]
+    assert [len(part) for part in split_by_scene(without_scenes, share=0)] == [9, 1]
+    assert [len(part) for part in split_by_scene(without_scenes, share=1)] == [1, 9]
+
+
+def test_a_scene_is_held_out_or_not_whatever_else_there_is(tmp_path):
+    features = datasets.Features({"clean": datasets.Image(), "scene": datasets.Value("string")})
+
+    def held_out(names):
+        dataset = datasets.Dataset.from_dict({"clean": [None] * len(names), "scene": names}, features=features)
+        return set(split_by_scene(dataset)[1]["scene"])
+
+    names = [f"IMG_{i:04d}" for i in range(400)]
+    whole = held_out(names)
+    assert 10 < len(whole) < 32  # 20 expected, with a standard deviation of 4.4
+    assert held_out(names[:300]) == whole & set(names[:300])
+    # the same photographs at another size, of which some were left out and all have another suffix
+    for folder, suffix, numbers in (("full", "jpg", (1, 2, 3)), ("half", "png", (1, 2, 3, 4, 5))):
+        for i in numbers:
+            save(tmp_path / folder / f"{i}.{suffix}", seed=i)
+    full, half = (load_clean(tmp_path / folder)["scene"] for folder in ("full", "half"))
+    assert full == half[:3]
 
 
 def test_one_scene_cannot_be_split(clean_dir):
@@ -443,6 +467,13 @@ def test_noise_may_be_left_to_a_device(clean_dir, pair_dirs, batch_size):
         for name in ("clean", "noisy", "u"):
             assert torch.equal(finished[name], expected[name])
         assert torch.equal(on_cpu.simulate(expected)["noisy"], expected["noisy"])
+
+
+def test_a_device_that_is_no_cuda_leaves_the_noise_to_the_cpu(clean_dir):
+    """Not every version of torch has all that the simulator needs for the GPUs of Macs."""
+    batches = batches_of(load_clean(clean_dir), add_noise, device="mps")
+    assert "to_simulate" not in batches[0]
+    assert_equal(batches[0], batches_of(load_clean(clean_dir), add_noise)[0])
 
 
 def test_a_device_simulates_a_whole_batch_at_once(clean_dir):

@@ -682,6 +682,30 @@ def test_a_config_that_configures_nothing_is_named(data, tmp_path, text):
         run(data, tmp_path / "out", model_config=tmp_path / "mine.json")
 
 
+@pytest.mark.parametrize(
+    "channels, message",
+    [
+        ({"out_channels": 3}, "12 input channels, and must have as many output channels, but has 3"),
+        ({"in_channels": 4, "out_channels": 4}, "mine.json is for grey pictures"),
+    ],
+)
+def test_a_config_whose_channels_do_not_fit_is_named(data, tmp_path, channels, message):
+    (tmp_path / "mine.json").write_text(json.dumps(CONFIG | channels))
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path / "out", model_config=tmp_path / "mine.json")
+
+
+def test_what_cannot_be_published_is_trained_all_the_same(data, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise RuntimeError("the repo does not load")
+
+    monkeypatch.setattr(train, "create_repo", lambda *args, **options: None)
+    monkeypatch.setattr(train, "publish", refuse)
+    with pytest.raises(ValueError, match="is trained but not published: the repo does not load"):
+        run(data, tmp_path, push_to_hub=True, hub_model_id="org/trained")
+    assert (tmp_path / WEIGHTS).is_file()
+
+
 def test_a_config_of_another_class_is_named(data, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(CONFIG | {"_class_name": "UNet2DConditionModel"}))
     with pytest.raises(ValueError, match="other.json must name a _class_name of LocalUNet2DModel or UNet2DModel"):

@@ -96,16 +96,18 @@ def _from_folder(name: str, folder: Path, clean_only: bool) -> PictureSet:
     if (folder / "info.mat").exists():
         names, load = open_dnd(folder)
         return PictureSet(name, names, lambda i: (load(i), None), submission="dnd")
-    if clean_only:
-        return _from_dataset(name, load_clean(folder / "clean" if (folder / "clean").is_dir() else folder))
-    if (folder / "noisy").is_dir():
+    if (folder / "noisy").is_dir() and not clean_only:
         return _from_dataset(name, load_pairs(folder / "noisy", folder / "clean"))
-    if not any(folder.rglob("*_real.*")):
+    if clean_only and (folder / "clean").is_dir():
+        return _from_dataset(name, load_clean(folder / "clean"))
+    if any(folder.rglob("*_real.*")):
+        return _from_dataset(name, load_polyu(folder))
+    if not clean_only:
         raise FileNotFoundError(
             f"{folder} holds neither noisy/ and clean/, nor *_real and *_mean crops, nor the .mat files of SIDD or "
             f"DND; of clean pictures say what to do with them, as in {name}:{folder}@none."
         )
-    return _from_dataset(name, load_polyu(folder))
+    return _from_dataset(name, load_clean(folder))
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> PictureSet:

@@ -66,9 +66,10 @@ def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str])
         # of those with noise: what equals its clean picture can gain nothing
         pairs = [(row, noisy) for row, noisy in zip(rows, noisy_rows, strict=True) if math.isfinite(noisy["psnr"])]
         gains = [row["psnr"] - noisy["psnr"] for row, noisy in pairs]
-        worst = int(np.argmin(gains))
-        picture = pairs[worst][0]["picture"]
-        result |= {"gain": float(np.mean(gains)), "worst_gain": gains[worst], "worst_picture": picture}
+        if pairs:
+            worst = int(np.argmin(gains))
+            picture = pairs[worst][0]["picture"]
+            result |= {"gain": float(np.mean(gains)), "worst_gain": gains[worst], "worst_picture": picture}
     return result
 
 

@@ -287,13 +287,10 @@ def write_comparison(path: Path, before, after, format: str | None, overwrite: b
     from PIL import Image
 
     from .comparison import compare
-    from .image_files import write_image
+    from .image_files import for_display, write_image
 
-    def to_pil(pixels):
-        bits = np.uint8(pixels // 257 if pixels.dtype == np.uint16 else pixels)
-        return Image.fromarray(bits[..., 0] if bits.shape[-1] == 1 else bits)
-
-    sheet = compare({"before": to_pil(before), "after": to_pil(after)})
+    pictures = {"before": before, "after": after}
+    sheet = compare({name: Image.fromarray(for_display(pixels)) for name, pixels in pictures.items()})
     write_image(path, np.asarray(sheet), format=format, overwrite=overwrite)
 
 

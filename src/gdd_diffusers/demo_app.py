@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from .denoising import choose_device, denoise_pixels, find_model, load_pipeline, one_line, set_up, simulate_pixels
-from .image_files import FORMATS, ImageFile, check_output, read_image, write_image
+from .image_files import FORMATS, ImageFile, check_output, for_display, read_image, write_image
 from .metrics import psnr, ssim
 from .pipeline_real_denoise import RealDenoisePipeline
 
@@ -563,8 +563,7 @@ def check_pixels(file: Path):
 
 def write_preview(path: Path, pixels: np.ndarray) -> str:
     """Write pixels [H, W, C] as an 8-bit PNG, quickly, for a browser to show; its URL."""
-    pixels = np.uint8(pixels // 257) if pixels.dtype == np.uint16 else pixels
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, compress_level=1)
+    Image.fromarray(for_display(pixels)).save(path, compress_level=1)
     return url_of(path)
 
 

@@ -196,6 +196,12 @@ def read_image(path: str | Path) -> ImageFile:
     return picture
 
 
+def for_display(pixels: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] as the 8 bits that Pillow takes: [H, W, C], or [H, W] of one channel."""
+    pixels = np.uint8(pixels // 257) if pixels.dtype == np.uint16 else pixels
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
 def check_output(
     path: str | Path,
     pixels: np.ndarray,

@@ -83,7 +83,7 @@ def through_jpeg(
 def _through_blocks(plane, table, quality):
     """Quantise the cosine transform of each block of 8x8 values in [-128, 127]."""
     quality = quality.to(plane)[:, None]
-    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)  # as libjpeg scales its tables
+    percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)  # as libjpeg scales its tables
     step = ((table.flatten().to(plane) * percent + 50) / 100).floor().clamp(1, 255)[:, None, :]
     dct, channels, rows = DCT.to(plane), plane.shape[1], plane.shape[2] // 8
     blocks = plane.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4).reshape(len(plane), -1, 64)

@@ -60,13 +60,13 @@ def find_images(folder: str | Path) -> list[Path]:
 
 def load_clean(folder: str | Path) -> datasets.Dataset:
     """
-    Every picture below a folder as `clean`, each a scene of its own, for a simulator to put noise on.
+    Every picture below a folder as `clean`, each name a scene of its own, for a simulator to put noise on.
 
     Raises:
         FileNotFoundError: If there are none.
     """
     files = find_images(folder)
-    return _from_files(files, scenes=[str(path.relative_to(folder)) for path in files])
+    return _from_files(files, scenes=[str(path.relative_to(folder).with_suffix("")) for path in files])
 
 
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
@@ -152,8 +152,18 @@ def load_sidd(folder: str | Path) -> datasets.Dataset:
     SIDD-Medium in sRGB as downloaded: `Data/0001_001_S6_.../0001_NOISY_SRGB_010.PNG` beside its `GT` partner.
 
     The second number in the folder's name is the scene (Abdelhamed et al., CVPR 2018).
+
+    Raises:
+        ValueError: If a picture lies in a folder without such a name, or has no partner.
     """
-    return load_marked_pairs(folder, "NOISY_SRGB", "GT_SRGB", lambda path: path.parent.name.split("_")[1])
+
+    def scene_of(path):
+        match = re.match(r"\d+_(\d+)_", path.parent.name)
+        if not match:
+            raise ValueError(f"{path} must lie in the folder it came in, such as 0001_001_S6_00100_00060_3200_L.")
+        return match[1]
+
+    return load_marked_pairs(folder, "NOISY_SRGB", "GT_SRGB", scene_of)
 
 
 def load_sidd_validation(folder: str | Path) -> datasets.Dataset:
@@ -269,19 +279,22 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     """
     Divide a data set into (training, held out) so that no scene is in both; rows without `scene` are one each.
 
-    Which scenes are held out depends on their names alone, so that it stays when others are added.
+    Whether a scene is held out depends on its name alone, so that it stays when others are added, and is the same in
+    other data sets that have the scene too, say at another size.
 
     Args:
-        share (`float`, defaults to 0.05): Of the scenes to hold out, at least one.
+        share (`float`, defaults to 0.05): Of the scenes to hold out, about; at least one, and never all.
 
     Raises:
         ValueError: If there is but one scene.
     """
     scenes = list(map(str, dataset["scene"] if "scene" in dataset.column_names else range(len(dataset))))
-    ordered = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
+    places = {scene: int.from_bytes(hashlib.sha256(scene.encode()).digest()) / 2**256 for scene in scenes}
+    ordered = sorted(places, key=places.get)
     if len(ordered) < 2:
         raise ValueError("All pictures are of one scene, so that none can be held out to validate on.")
-    held_out = set(ordered[: max(1, round(share * len(ordered)))])
+    count = sum(place < share for place in places.values())
+    held_out = set(ordered[: min(max(1, count), len(ordered) - 1)])
     split = [[i for i, scene in enumerate(scenes) if (scene in held_out) == held] for held in (False, True)]
     return dataset.select(split[0]), dataset.select(split[1])
 
@@ -490,9 +503,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_batches (`int`): Length of the training.
         seed (`int`, defaults to 0): Chooses everything.
         process_index (`int`, defaults to 0), num_processes (`int`, defaults to 1): This process among how many.
-        device (`torch.device`, defaults to the CPU): Where noise is simulated. On the CPU that is a part of making an
-            item; anything else is many times faster and left to the process that owns the device, which calls
-            [`~.simulate`] with each item, for whole batches, so that the noise also depends on the batch size.
+        device (`torch.device`, defaults to the CPU): Where the training runs. `"cuda"` simulates noise itself, many
+            times faster: [`~.simulate`] is to be called there with each item, and takes the whole batch at once, so
+            that the noise also depends on the batch size. Elsewhere noise is a part of making an item, on the CPU.
 
     Items are dicts of `noisy` and `clean` (uint8, [B, 3, crop, crop]), `u` (float32, [B], uniform in [0, 1), for the
     times) and `files`, the names of the pictures.
@@ -527,7 +540,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_processes: int = 1,
         device: torch.device | str = "cpu",
     ):
-        self.device = torch.device(device)
+        device = torch.device(device)
+        self.device = device if device.type == "cuda" else torch.device("cpu")
         self.simulators = [source.simulator for source in sources]  # None for real pairs
         for source in sources:
             if source.simulator is None and "noisy" not in source.dataset.features:
@@ -611,7 +625,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         return sample
 
     def simulate(self, batch: dict) -> dict:
-        """An item with noise on those of its pictures that need it, on the device; one that has it is only moved."""
+        """An item with noise on those of its pictures that still need it, on the device that simulates."""
         batch = dict(batch)
         clean, noisy, u = (batch[name].to(self.device) for name in ("clean", "noisy", "u"))
         crop = clean.shape[-1]

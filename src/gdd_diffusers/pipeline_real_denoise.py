@@ -99,6 +99,11 @@ class RealDenoisePipeline(DiffusionPipeline):
                 f"The network has {unet.config.in_channels} input channels; with `pixel_unshuffle={pixel_unshuffle}` "
                 f"it needs {3 * pixel_unshuffle**2} for colour or {pixel_unshuffle**2} for grey."
             )
+        if unet.config.out_channels != unet.config.in_channels:
+            raise ValueError(
+                f"The network has {unet.config.in_channels} input channels, and must have as many output channels, "
+                f"but has {unet.config.out_channels}."
+            )
         if tile_size is None:
             self.register_to_config(tile_size=None, tile_overlap=tile_overlap)
         else:
