@@ -9,7 +9,7 @@ and colours, and make denoisers fail that were taught white noise.
 import torch
 import torch.nn.functional as F
 
-from .jpeg import RGB_TO_YCBCR, through_jpeg
+from .jpeg import RGB_TO_YCBCR, YCBCR_TO_RGB, mix, through_jpeg
 
 
 # The ranges (low, high) from which each picture of a batch draws its camera, uniformly, or uniformly in the logarithm.
@@ -214,7 +214,7 @@ class CameraNoise:
         def develop(raw):
             demosaiced = _demosaic((raw * masks).sum(1, keepdim=True), masks, p["malvar"])
             camera = (torch.where(binned, raw, demosaiced) * gain).clamp(0, 1)
-            linear = _mix(torch.linalg.inv(rgb_to_camera), camera).clamp(0, 1)
+            linear = mix(torch.linalg.inv(rgb_to_camera), camera).clamp(0, 1)
             return _s_curve(_srgb_encode(linear), p["contrast"])
 
         clean, noisy = develop(raw), develop(noisy_raw)
@@ -274,11 +274,6 @@ def _to_8_bit(x):
     return (x.clamp(0, 1) * 255).round() / 255
 
 
-def _mix(matrix, x):
-    """Multiply the channels by one matrix, or by one for each picture."""
-    return torch.einsum("...ij,...jhw->...ihw", matrix.to(x), x)
-
-
 def _srgb_decode(x):
     return torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
@@ -318,7 +313,7 @@ def _colour_matrix(p, draw):
 def _unprocess(clean, p, gain, rgb_to_camera, low_pass):
     linear = _srgb_decode(_s_curve(clean, 1 / p["contrast"]))
     linear = _blur(linear, low_pass) * p["exposure"]
-    camera = _mix(rgb_to_camera, linear).clamp(0, 1)
+    camera = mix(rgb_to_camera, linear).clamp(0, 1)
     # In highlights all three colours reach white, whatever the white balance does (Brooks et al.).
     white = ((camera.mean(1, keepdim=True) - 0.9).clamp(min=0) / 0.1) ** 2
     return camera * torch.maximum(white + (1 - white) / gain, 1 / gain)
@@ -397,7 +392,7 @@ def _denoise_and_sharpen(clean, noisy, p):
     # A camera knows its noise by calibration, so it may be told the true one here.
     sigma = (noisy - clean).square().mean((1, 2, 3), keepdim=True).sqrt()
     strength = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
-    smooth = torch.stack([_mix(RGB_TO_YCBCR, clean), _mix(RGB_TO_YCBCR, noisy)])
+    smooth = torch.stack([mix(RGB_TO_YCBCR, clean), mix(RGB_TO_YCBCR, noisy)])
     kept = 0
     for level, scale in enumerate(DENOISE_AT_SCALE):
         finer, smooth = smooth, _spline_blur(smooth.flatten(0, 1), 2**level).unflatten(0, (2, -1))
@@ -408,7 +403,7 @@ def _denoise_and_sharpen(clean, noisy, p):
         if level == 0:
             detail[:, :, :1] *= 1 + p["sharpen"]
         kept = kept + detail
-    return _mix(torch.linalg.inv(RGB_TO_YCBCR), smooth + kept).clamp(0, 1)
+    return mix(YCBCR_TO_RGB, smooth + kept).clamp(0, 1)
 
 
 def _spline_blur(x, step):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 
 RGB_TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+YCBCR_TO_RGB = torch.linalg.inv(RGB_TO_YCBCR)
 
 # The example tables of the standard (ITU-T T.81, annex K.1), which quality 50 uses as they are.
 LUMA_TABLE = torch.tensor(
@@ -62,7 +63,7 @@ def through_jpeg(
     # Whole blocks of the coarser chroma; libjpeg too goes on with the last pixel.
     borders = (left, -(left + width) % 16, top, -(top + height) % 16)
     padded = F.pad((pictures * 255).round(), borders, "replicate")
-    luma, chroma = torch.einsum("ij,bjhw->bihw", RGB_TO_YCBCR.to(padded), padded).round().split([1, 2], 1)
+    luma, chroma = mix(RGB_TO_YCBCR, padded).round().split([1, 2], 1)
     factor = ((1, 1), (1, 2), (2, 2))[subsampling]
     if subsampling:
         # Means are rounded up in every other column, down in the others, which keeps the mean of flat areas.
@@ -76,8 +77,12 @@ def through_jpeg(
         if times == 2:
             chroma = _twice_as_long(chroma, axis)
     ycbcr = torch.cat([luma, chroma.round()], 1)
-    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(RGB_TO_YCBCR).to(ycbcr), ycbcr)
-    return rgb.round().clamp(0, 255)[:, :, top : top + height, left : left + width] / 255
+    return mix(YCBCR_TO_RGB, ycbcr).round().clamp(0, 255)[:, :, top : top + height, left : left + width] / 255
+
+
+def mix(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Multiply the channels of x, [..., C, H, W], by one matrix, [C, C], or by one for each picture."""
+    return torch.einsum("...ij,...jhw->...ihw", matrix.to(x), x)
 
 
 def _through_blocks(plane, table, quality):
