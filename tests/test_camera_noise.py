@@ -227,7 +227,8 @@ def test_sensor_noise_has_the_stated_variance():
     shot = (p["iso"] * p["shot_per_iso"]).item()
     read = p["read_factor"].item() * shot ** p["read_power"].item()
     for level in (0.3, 0.6):
-        raw = camera_noise._add_sensor_noise(torch.full((1, 1, 500, 500), level), p, draw)
+        level_raw = torch.full((1, 1, 500, 500), level)
+        raw = camera_noise._add_sensor_noise(level_raw, p, torch.tensor([True]), draw)
         assert raw.var().item() == pytest.approx(shot * level + read, rel=0.02)
         assert raw.mean().item() == pytest.approx(level, abs=1e-3)
 

@@ -68,21 +68,24 @@ def through_jpeg(
     if subsampling:
         # Means are rounded up in every other column, down in the others, which keeps the mean of flat areas.
         odd = torch.arange(chroma.shape[3] // 2, device=chroma.device) % 2
-        chroma = (F.avg_pool2d(chroma, factor) + (odd / 2 if subsampling == 1 else (odd + 1) / 4)).floor()
+        if subsampling == 2:
+            chroma = (chroma[:, :, ::2] + chroma[:, :, 1::2]) / 2
+        chroma = (chroma[..., ::2] + chroma[..., 1::2]).div_(2)
+        chroma = chroma.add_(odd / 2 if subsampling == 1 else (odd + 1) / 4).floor_()
 
     if quality is not None:
         luma = _through_blocks(luma - 128, LUMA_TABLE, quality) + 128
         chroma = _through_blocks(chroma, CHROMA_TABLE, quality)
-    for axis, times in zip((2, 3), factor, strict=True):
-        if times == 2:
-            chroma = _twice_as_long(chroma, axis)
+    if subsampling:
+        # Three parts of the nearer sample and one of the other, libjpeg's "fancy upsampling"
+        chroma = F.interpolate(chroma, scale_factor=(1 if subsampling == 1 else 2, 2), mode="bilinear")
     ycbcr = torch.cat([luma, chroma.round()], 1)
     return mix(YCBCR_TO_RGB, ycbcr).round().clamp(0, 255)[:, :, top : top + height, left : left + width] / 255
 
 
 def mix(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Multiply the channels of x, [..., C, H, W], by one matrix, [C, C], or by one for each picture."""
-    return torch.einsum("...ij,...jhw->...ihw", matrix.to(x), x)
+    return (matrix.to(x) @ x.flatten(-2)).view_as(x)
 
 
 def _through_blocks(plane, table, quality):
@@ -93,16 +96,7 @@ def _through_blocks(plane, table, quality):
     dct, channels, rows = DCT.to(plane), plane.shape[1], plane.shape[2] // 8
     blocks = plane.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4).reshape(len(plane), -1, 64)
     # libjpeg has eighths before it quantises, among which halves of a step are frequent: away from 0, they go
-    coefficients = (blocks @ dct.T * 8).round() / 8
-    coefficients = (coefficients / step).abs().add(0.5).floor().copysign(coefficients) * step
-    blocks = (coefficients @ dct).round().clamp(-128, 127)
+    coefficients = (blocks @ dct.T).mul_(8).round_().div_(8)
+    coefficients = (coefficients / step).abs_().add_(0.5).floor_().copysign_(coefficients).mul_(step)
+    blocks = (coefficients @ dct).round_().clamp_(-128, 127)
     return blocks.view(len(plane), channels, rows, -1, 8, 8).transpose(3, 4).reshape(plane.shape)
-
-
-def _twice_as_long(x, axis):
-    """Three parts of the nearer sample and one of the other, libjpeg's "fancy upsampling"."""
-    length = x.shape[axis]
-    first, last = x.narrow(axis, 0, 1), x.narrow(axis, length - 1, 1)
-    before = torch.cat([first, x.narrow(axis, 0, length - 1)], axis)
-    after = torch.cat([x.narrow(axis, 1, length - 1), last], axis)
-    return torch.stack([3 * x + before, 3 * x + after], axis + 1).flatten(axis, axis + 1) / 4
