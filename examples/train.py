@@ -244,6 +244,8 @@ def main(args) -> tuple[float, float]:
 
     # 3. Data, and where to log
     sources, validation_sets = load_data(args)
+    # A GPU simulates noise itself, and a CPU that trains on every core: there a worker's work would hold up all threads.
+    busy = accelerator.device.type == "cpu" and accelerator.num_processes * torch.get_num_threads() >= os.cpu_count()
     batches = TrainingBatches(
         sources,
         batch_size=args.train_batch_size,
@@ -252,7 +254,7 @@ def main(args) -> tuple[float, float]:
         seed=args.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        device=accelerator.device,
+        device=accelerator.device if busy or accelerator.device.type == "cuda" else None,
     )
     log_file, validations = output_dir / "log.jsonl", []
     best_by = f"psnr/improved_{args.validation_inference_steps[0]}"

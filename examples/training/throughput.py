@@ -3,13 +3,17 @@
 
     python examples/training/throughput.py --clean_dir photos/ --mixed_precision bf16
 
-Takes the options of train.py. Three rounds in one process, each with a bare loop of `--max_train_steps` steps, 120
-unless given, and with train.py twice, for 40 steps and for that many more: the difference is its speed once it runs,
-without the first decoding of the pictures, the last validation and the saving.
+Takes the options of train.py. Ten steps of train.py, ten of a bare loop, and so on by turns in one process, until
+train.py is done after `--max_train_steps`, 240 unless given: other work on the machine then slows both alike. Data
+workers are stopped (POSIX only) while the bare loop has its turn. The first 40 steps, with the first decoding of the
+pictures, do not count.
 """
 
 import argparse
+import multiprocessing
+import os
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -23,34 +27,62 @@ import torch
 import torch.nn.functional as F
 import train
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from training.data import load_data
 
 from gdd_diffusers.paired_data import TrainingBatches
 
 
 START_STEPS = 40
+TURN = 10
 
 
-def bare_loop(args) -> float:
-    """Mpx/s of forward, backward and optimizer step on one batch of random numbers."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    pipeline = train.build_pipeline(args)
-    pipeline.unet.to(memory_format=torch.channels_last)
-    optimizer = train.build_optimizer(args, pipeline.unet)
-    unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
-    factor, crop = pipeline.config.pixel_unshuffle, args.crop_size[0][0]
-    noisy, clean = torch.rand(2, args.train_batch_size, 3, crop, crop, device=accelerator.device)
-    t = 1000 * torch.rand(args.train_batch_size, device=accelerator.device)
-    started = time.monotonic()
-    for _ in range(args.max_train_steps):
-        loss = (F.pixel_shuffle(unet(F.pixel_unshuffle(noisy, factor), t).sample, factor) - clean).abs().mean()
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
+class BareLoop:
+    """Forward, backward and optimizer step on one batch of random numbers."""
+
+    def __init__(self, args):
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        pipeline = train.build_pipeline(args)
+        pipeline.unet.to(memory_format=torch.channels_last)
+        optimizer = train.build_optimizer(args, pipeline.unet)
+        self.unet, self.optimizer = self.accelerator.prepare(pipeline.unet, optimizer)
+        self.factor, crop = pipeline.config.pixel_unshuffle, args.crop_size[0][0]
+        shape = args.train_batch_size, 3, crop, crop
+        self.noisy, self.clean = torch.rand(2, *shape, device=self.accelerator.device)
+        self.t = 1000 * torch.rand(len(self.noisy), device=self.accelerator.device)
+
+    def step(self):
+        output = F.pixel_shuffle(self.unet(F.pixel_unshuffle(self.noisy, self.factor), self.t).sample, self.factor)
+        loss = (output - self.clean).abs().mean()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         loss.item()
-    return args.max_train_steps * megapixels(args) / (time.monotonic() - started)
+
+
+class Turns(train.tqdm):
+    """The progress of train.py, which every `TURN` steps lets the bare loop go on for as many."""
+
+    bare_loop: BareLoop
+    seconds: dict[str, list[float]]
+
+    def update(self):
+        super().update()
+        if self.n == START_STEPS - TURN:
+            self.started = time.monotonic()
+        if self.n % TURN or self.n < START_STEPS:
+            return
+        self.seconds["train.py"].append(time.monotonic() - self.started)
+        self.signal_workers(signal.SIGSTOP)
+        started = time.monotonic()
+        for _ in range(TURN):
+            self.bare_loop.step()
+        self.started = time.monotonic()
+        self.seconds["bare loop"].append(self.started - started)
+        self.signal_workers(signal.SIGCONT)
+
+    def signal_workers(self, number):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
 
 
 def simulation(args, num_batches: int = 20) -> float:
@@ -80,48 +112,42 @@ def simulation(args, num_batches: int = 20) -> float:
     return seconds / num_batches
 
 
-def training(args) -> tuple[float, float]:
-    """Mpx/s of train.py once it runs, and the share of the time that it waited for data, start and all."""
-    seconds = []
-    for num_steps in (START_STEPS, START_STEPS + args.max_train_steps):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        with tempfile.TemporaryDirectory() as folder:
-            options = vars(args) | {"output_dir": folder, "max_train_steps": num_steps}
-            speed, waiting = train.main(argparse.Namespace(**options))
-        seconds.append(num_steps * megapixels(args) / speed)
-    return args.max_train_steps * megapixels(args) / (seconds[1] - seconds[0]), waiting
-
-
 def megapixels(args) -> float:
     """Of a batch at the first crop size, which is used throughout."""
     return args.train_batch_size * args.crop_size[0][0] ** 2 / 1e6
 
 
-def main(words: list[str], rounds: int = 3):
-    defaults = ["--max_train_steps", "120", "--lr_warmup_steps", "10"]
+def main(words: list[str]):
+    defaults = ["--max_train_steps", "240", "--lr_warmup_steps", "10"]
     defaults += ["--num_validation_images", "1", "--validation_inference_steps", "1"]
     args = train.parse_args([*defaults, *words, "--output_dir", "none"])
     args.crop_size = [(args.crop_size[0][0], 1.0)]
     load_data(args)  # what is missing should be missed before the work
-    ratios = []
-    for _ in range(rounds):
-        bare = bare_loop(args)
-        trained, waiting = training(args)
-        ratios.append(trained / bare)
-        # Of this process and of its largest worker, ever, in kilobytes: what leaks makes it grow from round to round.
-        own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        print(
-            f"bare loop {bare:.3f} Mpx/s, train.py {trained:.3f} Mpx/s: {ratios[-1]:.1%}, {waiting:.1%} of the time "
-            f"waiting for data; peak memory {own / 1e6:.2f} GB, of a worker {worker / 1e6:.2f} GB",
-            flush=True,
-        )
-    print(f"train.py reaches {statistics.median(ratios):.1%} of the bare loop, the median of {rounds}")
+    Turns.bare_loop, Turns.seconds = BareLoop(args), {"train.py": [], "bare loop": []}
+    train.tqdm = Turns
+    with tempfile.TemporaryDirectory() as folder:
+        speed, waiting = train.main(argparse.Namespace(**vars(args) | {"output_dir": folder}))
+    training, bare = Turns.seconds["train.py"], Turns.seconds["bare loop"]
+    # The bare loop's turns are in what train.py took for its own time
+    total = args.max_train_steps * megapixels(args) / speed
+    waiting *= total / (total - sum(bare))
+    ratios = [b / t for b, t in zip(bare, training, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    step, step_bare = (1000 * statistics.median(x) / TURN for x in (training, bare))
+    print(
+        f"train.py: {step:.0f} ms a step, bare loop: {step_bare:.0f} ms, medians of {len(bare)} turns of {TURN} steps.\n"
+        f"train.py reaches {sum(bare) / sum(training):.1%} of the bare loop; half of the turns {low:.0%} to {high:.0%}.\n"
+        f"It waited for data {waiting:.1%} of its time, start and all."
+    )
+    # Ever, in kilobytes
+    own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"Peak memory, with that of the bare loop: {own / 1e6:.2f} GB, of a worker {worker / 1e6:.2f} GB.")
     if torch.cuda.is_available() or not args.clean_dir:
         return
-    noise, step = simulation(args), megapixels(args) / bare
+    noise = 1000 * simulation(args)
     print(
-        f"The noise of a batch takes one thread {1000 * noise:.0f} ms, {noise / step:.1%} of a bare step's "
-        f"{1000 * step:.0f} ms on {torch.get_num_threads()} threads"
+        f"The noise of a batch takes one thread {noise:.0f} ms, {noise / step_bare:.1%} of a bare step's time on "
+        f"{torch.get_num_threads()} threads."
     )
 
 

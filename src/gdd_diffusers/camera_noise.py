@@ -216,14 +216,12 @@ class CameraNoise:
         raw[mosaic] = _demosaic(seen, masks, malvar)
 
         # 4. Both are developed alike: white balance, colour matrix, gamma, tone curve
-        camera_to_rgb = torch.linalg.inv(rgb_to_camera)
-        clean, noisy = (
-            _s_curve(_srgb_encode(mix(camera_to_rgb, (x * gain).clamp_(0, 1)).clamp_(0, 1)), p["contrast"])
-            for x in (raw, noisy_raw)
-        )
+        camera = (torch.stack([raw, noisy_raw]) * gain).clamp_(0, 1)
+        linear = mix(torch.linalg.inv(rgb_to_camera), camera).clamp_(0, 1)
+        pairs = _s_curve(_srgb_encode(linear), p["contrast"])
 
         # 5. What cameras do to files
-        clean, noisy = _denoise_and_sharpen(clean, noisy, p)
+        clean, noisy = _denoise_and_sharpen(pairs, p)
         clean, noisy = (_to_8_bit(x) for x in _zoom(torch.cat([clean, noisy], 1), p["enlarging"]).split(3, 1))
         clean, noisy = _through_jpeg(clean, noisy, p, draw)
 
@@ -395,15 +393,16 @@ def _demosaic(mosaic, masks, malvar):
     )
 
 
-def _denoise_and_sharpen(clean, noisy, p):
+def _denoise_and_sharpen(pairs, p):
     """Wiener shrinkage of an a trous wavelet transform of luma and chroma; sharpening amplifies the finest scale.
 
     What the noisy picture is multiplied with multiplies the clean one too, as in the mean of many such files.
     """
     # A camera knows its noise by calibration, so it may be told the true one here.
-    sigma = (noisy - clean).square().mean((1, 2, 3), keepdim=True).sqrt()
+    clean, noisy = pairs
+    sigma = (noisy - clean).square_().mean((1, 2, 3), keepdim=True).sqrt()
     strength = sigma * torch.cat([p["luma_denoise"], p["chroma_denoise"], p["chroma_denoise"]], 1)
-    smooth = torch.stack([mix(RGB_TO_YCBCR, clean), mix(RGB_TO_YCBCR, noisy)])
+    smooth = mix(RGB_TO_YCBCR, pairs)
     result = smooth.clone()
     for level, scale in enumerate(DENOISE_AT_SCALE):
         finer, smooth = smooth, _spline_blur(smooth.flatten(0, 1), 2**level).unflatten(0, (2, -1))

@@ -31,10 +31,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".p
 # What Pillow raises for files that it cannot read, in pixels or header
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
-# The simulator gets this much more than the crop on each side, so that its borders, and the 8x8 grid of its JPEG
-# blocks, fall anywhere in what the network sees.
-MARGIN = 4
-
 # Pictures that share one call of the simulator on a CPU. Fixed, so that the same noise falls on the same picture
 # however a batch is divided among processes.
 SIMULATION_GROUP = 8
@@ -503,15 +499,15 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_batches (`int`): Length of the training.
         seed (`int`, defaults to 0): Chooses everything.
         process_index (`int`, defaults to 0), num_processes (`int`, defaults to 1): This process among how many.
-        device (`torch.device`, defaults to the CPU): Where the training runs. `"cuda"` simulates noise itself, many
-            times faster: [`~.simulate`] is to be called there with each item, and takes the whole batch at once, so
-            that the noise also depends on the batch size. Elsewhere noise is a part of making an item, on the CPU.
+        device (`torch.device`, *optional*): A CPU, or a GPU of CUDA, on which [`~.simulate`] is to be called with each
+            item. A GPU simulates noise many times faster, and takes the whole batch at once, so that the noise also
+            depends on the batch size. If not given, noise is a part of making an item.
 
     Items are dicts of `noisy` and `clean` (uint8, [B, 3, crop, crop]), `u` (float32, [B], uniform in [0, 1), for the
     times) and `files`, the names of the pictures.
 
     Raises:
-        ValueError: If a picture is smaller than the largest crop (and, where noise is simulated, 4 px on each side).
+        ValueError: If a picture is smaller than the largest crop.
 
     Example:
 
@@ -538,10 +534,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         seed: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ):
-        device = torch.device(device)
-        self.device = device if device.type == "cuda" else torch.device("cpu")
+        self.simulates_later, self.device = device is not None, torch.device(device or "cpu")
         self.simulators = [source.simulator for source in sources]  # None for real pairs
         for source in sources:
             if source.simulator is None and "noisy" not in source.dataset.features:
@@ -564,8 +559,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         # Number of the first sample of each batch, counted over all processes.
         self.first_samples = num_processes * (np.cumsum(self.batch_sizes) - self.batch_sizes)
 
-        for source, pictures in zip(sources, self.pictures, strict=True):
-            check_sizes(pictures, max(crop for crop, _ in crop_schedule) + (2 * MARGIN if source.simulator else 0))
+        for pictures in self.pictures:
+            check_sizes(pictures, max(crop for crop, _ in crop_schedule))
 
     def __len__(self) -> int:
         return len(self.crop_sizes)
@@ -592,11 +587,10 @@ class TrainingBatches(torch.utils.data.Dataset):
                             "source": self.simulators.index(simulator),
                             "seed": samples[group[0]]["noise_seed"],
                             "rows": group,
-                            "offsets": [samples[i]["offset"] for i in group],
                             "photographs": torch.stack([samples[i]["clean"] for i in group]),
                         }
                     )
-        return self.simulate(batch) if self.device.type == "cpu" else batch
+        return batch if self.simulates_later else self.simulate(batch)
 
     def draw_sample(self, k: int, i: int, crop: int) -> dict:
         """Sample i of batch k, counted over all processes: a crop of a picture, flipped and turned at random."""
@@ -604,22 +598,20 @@ class TrainingBatches(torch.utils.data.Dataset):
         source = rng.choice(len(self.pictures), p=self.probabilities)
         simulator = self.simulators[source]
         picture = self.pictures[source].draw(rng, self.first_samples[k] + i)
-        size = crop + 2 * MARGIN if simulator else crop
         height, width = picture["clean"].shape[:2]
-        if min(height, width) < size:
-            raise ValueError(_too_small(picture["file"], (width, height), size))
-        top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+        if min(height, width) < crop:
+            raise ValueError(_too_small(picture["file"], (width, height), crop))
+        top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
         turns, flip = rng.integers(4), rng.integers(2)
         sample = {
             "file": picture["file"],
             "u": rng.random(dtype=np.float32),
             "simulator": simulator,
             "noise_seed": int(rng.integers(2**63)),
-            "offset": rng.integers(2 * MARGIN + 1, size=2).tolist(),
         }
         for name in ("noisy", "clean"):
             if name in picture:
-                image = np.rot90(picture[name][top : top + size, left : left + size], turns)
+                image = np.rot90(picture[name][top : top + crop, left : left + crop], turns)
                 image = image[:, ::-1] if flip else image
                 sample[name] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return sample
@@ -628,18 +620,12 @@ class TrainingBatches(torch.utils.data.Dataset):
         """An item with noise on those of its pictures that still need it, on the device that simulates."""
         batch = dict(batch)
         clean, noisy, u = (batch[name].to(self.device) for name in ("clean", "noisy", "u"))
-        crop = clean.shape[-1]
         for group in batch.pop("to_simulate", []):
             generator = torch.Generator(self.device).manual_seed(group["seed"])
             photographs = group["photographs"].to(self.device) / 255
             pairs = self.simulators[group["source"]](photographs, generator=generator)
-            pairs = [(pictures * 255).round().to(torch.uint8) for pictures in pairs]
             for pictures, simulated in zip((clean, noisy), pairs, strict=True):
-                crops = [
-                    picture[:, top : top + crop, left : left + crop]
-                    for picture, (top, left) in zip(simulated, group["offsets"], strict=True)
-                ]
-                pictures[group["rows"]] = torch.stack(crops)
+                pictures[group["rows"]] = (simulated * 255).round().to(torch.uint8)
         return batch | {"clean": clean, "noisy": noisy, "u": u}
 
 
