@@ -23,7 +23,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import diffusers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -46,20 +45,19 @@ from training.checkpoints import (
     stop_signals,
 )
 from training.data import load_data
+from training.model import PRESETS, build_pipeline
 from training.optimizer import build_optimizer
 from training.validation import in_words, validate
 
-from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
+from gdd_diffusers import losses
 from gdd_diffusers.hub import publish
 from gdd_diffusers.paired_data import TrainingBatches
 
 
 logger = logging.getLogger("train")
 
-CONFIGS = Path(__file__).parent / "configs"
 # Of diffusers; the one left out needs rules of its own.
 LR_SCHEDULERS = sorted({kind.value for kind in SchedulerType} - {"piecewise_constant"})
-PRESETS = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
 
 
 def positive(text: str) -> int:
@@ -159,35 +157,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-# The parts
-
-
-def build_pipeline(args) -> RealDenoisePipeline:
-    if args.pretrained_model:
-        return RealDenoisePipeline.from_pretrained(args.pretrained_model)
-    files = [Path(args.model_config), CONFIGS / f"{args.model_config}.json"]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"--model_config {args.model_config} is neither a file nor one of: {PRESETS}.")
-    classes = {"LocalUNet2DModel": LocalUNet2DModel, "UNet2DModel": diffusers.UNet2DModel}
-    try:
-        config = json.loads(file.read_text())
-        class_name, pixel_unshuffle = config.pop("_class_name", None), config.pop("pixel_unshuffle", 1)
-        if class_name not in classes:
-            raise ValueError(f"{file} must name a _class_name of {' or '.join(classes)}, not {class_name}.")
-        unet = classes[class_name](**config)
-    except (AttributeError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is no configuration of a network: {error}") from error
-    scheduler = InterpolationScheduler(prediction_type=args.prediction_type or "sample")
-    pipeline = RealDenoisePipeline(unet, scheduler, pixel_unshuffle=pixel_unshuffle)
-    if unet.config.in_channels != 3 * pixel_unshuffle**2:
-        raise ValueError(f"{file} is for grey pictures; to train in colour, in_channels must be three times as many.")
-    return pipeline
-
-
-# The training
-
-
 def main(args) -> tuple[float, float]:
     """Train, and return the speed of each process in Mpx/s and the share of the time that it waited for data."""
     started = time.monotonic()
@@ -244,7 +213,7 @@ def main(args) -> tuple[float, float]:
 
     # 3. Data, and where to log
     sources, validation_sets = load_data(args)
-    # A GPU simulates noise itself, and a CPU that trains on every core: there a worker's work would hold up all threads.
+    # A GPU simulates noise itself, and so does a CPU that trains on every core, where a worker would hold up all.
     busy = accelerator.device.type == "cpu" and accelerator.num_processes * torch.get_num_threads() >= os.cpu_count()
     batches = TrainingBatches(
         sources,

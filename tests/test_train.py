@@ -450,11 +450,15 @@ def test_curves_show_what_was_logged(whole, tmp_path, monkeypatch):
 
 
 def test_throughput_compares_with_a_bare_loop(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "START_STEPS", 1)
-    throughput.main(arguments(data, tmp_path, max_train_steps=40, dataloader_num_workers=1), rounds=1)
+    monkeypatch.setattr(throughput, "START_STEPS", 4)
+    monkeypatch.setattr(throughput, "TURN", 2)
+    throughput.main(arguments(data, tmp_path, max_train_steps=9, dataloader_num_workers=1))
     said = capsys.readouterr().out
-    assert re.search(r"bare loop [\d.]+ Mpx/s, train.py [\d.]+ Mpx/s: [\d.]+%, [\d.]+% of the time waiting", said)
+    assert re.search(r"train.py: \d+ ms a step, bare loop: \d+ ms, medians of 3 turns of 2", said)
+    assert re.search(r"train.py reaches [\d.]+% of the bare loop; half of the turns \d+% to \d+%", said)
     assert re.search(r"The noise of a batch takes one thread \d+ ms, [\d.]+% of a bare step", said)
+    with pytest.raises(ValueError, match="--max_train_steps must be at least 6"):
+        throughput.main(arguments(data, tmp_path, max_train_steps=5))
 
 
 # Stopping and going on

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 import train
 from accelerate import Accelerator
 from training.data import load_data
+from training.model import build_pipeline
 
 from gdd_diffusers.paired_data import TrainingBatches
 
@@ -41,7 +43,7 @@ class BareLoop:
 
     def __init__(self, args):
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
-        pipeline = train.build_pipeline(args)
+        pipeline = build_pipeline(args)
         pipeline.unet.to(memory_format=torch.channels_last)
         optimizer = train.build_optimizer(args, pipeline.unet)
         self.unet, self.optimizer = self.accelerator.prepare(pipeline.unet, optimizer)
@@ -73,12 +75,14 @@ class Turns(train.tqdm):
             return
         self.seconds["train.py"].append(time.monotonic() - self.started)
         self.signal_workers(signal.SIGSTOP)
-        started = time.monotonic()
-        for _ in range(TURN):
-            self.bare_loop.step()
-        self.started = time.monotonic()
+        try:
+            started = time.monotonic()
+            for _ in range(TURN):
+                self.bare_loop.step()
+            self.started = time.monotonic()
+        finally:
+            self.signal_workers(signal.SIGCONT)
         self.seconds["bare loop"].append(self.started - started)
-        self.signal_workers(signal.SIGCONT)
 
     def signal_workers(self, number):
         for worker in multiprocessing.active_children():
@@ -121,11 +125,12 @@ def main(words: list[str]):
     defaults = ["--max_train_steps", "240", "--lr_warmup_steps", "10"]
     defaults += ["--num_validation_images", "1", "--validation_inference_steps", "1"]
     args = train.parse_args([*defaults, *words, "--output_dir", "none"])
+    if args.max_train_steps < START_STEPS + TURN:
+        raise ValueError(f"--max_train_steps must be at least {START_STEPS + TURN}.")
     args.crop_size = [(args.crop_size[0][0], 1.0)]
     load_data(args)  # what is missing should be missed before the work
     Turns.bare_loop, Turns.seconds = BareLoop(args), {"train.py": [], "bare loop": []}
-    train.tqdm = Turns
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(train, "tqdm", Turns):
         speed, waiting = train.main(argparse.Namespace(**vars(args) | {"output_dir": folder}))
     training, bare = Turns.seconds["train.py"], Turns.seconds["bare loop"]
     # The bare loop's turns are in what train.py took for its own time
@@ -133,21 +138,22 @@ def main(words: list[str]):
     waiting *= total / (total - sum(bare))
     ratios = [b / t for b, t in zip(bare, training, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
+    reached = sum(bare) / sum(training)
     step, step_bare = (1000 * statistics.median(x) / TURN for x in (training, bare))
     print(
-        f"train.py: {step:.0f} ms a step, bare loop: {step_bare:.0f} ms, medians of {len(bare)} turns of {TURN} steps.\n"
-        f"train.py reaches {sum(bare) / sum(training):.1%} of the bare loop; half of the turns {low:.0%} to {high:.0%}.\n"
-        f"It waited for data {waiting:.1%} of its time, start and all."
+        f"train.py: {step:.0f} ms a step, bare loop: {step_bare:.0f} ms, medians of {len(bare)} turns of {TURN}\n"
+        f"train.py reaches {reached:.1%} of the bare loop; half of the turns {low:.0%} to {high:.0%}\n"
+        f"It waited for data {waiting:.1%} of its time, start and all"
     )
     # Ever, in kilobytes
     own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(f"Peak memory, with that of the bare loop: {own / 1e6:.2f} GB, of a worker {worker / 1e6:.2f} GB.")
+    print(f"Peak memory, with that of the bare loop: {own / 1e6:.2f} GB, of a worker {worker / 1e6:.2f} GB")
     if torch.cuda.is_available() or not args.clean_dir:
         return
     noise = 1000 * simulation(args)
     print(
         f"The noise of a batch takes one thread {noise:.0f} ms, {noise / step_bare:.1%} of a bare step's time on "
-        f"{torch.get_num_threads()} threads."
+        f"{torch.get_num_threads()} threads"
     )
 
 

@@ -282,7 +282,9 @@ def _power(x, exponent):
 
 # Below the first number the curve of sRGB is a line; clamping takes half the time of `torch.where`
 def _srgb_decode(x):
-    return _power((x.clamp(min=0.04045) + 0.055).div_(1.055), 2.4).add_(x.clamp(max=0.04045) - 0.04045, alpha=1 / 12.92)
+    return _power((x.clamp(min=0.04045) + 0.055).div_(1.055), 2.4).add_(
+        x.clamp(max=0.04045) - 0.04045, alpha=1 / 12.92
+    )
 
 
 def _srgb_encode(x):

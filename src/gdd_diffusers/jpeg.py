@@ -64,7 +64,6 @@ def through_jpeg(
     borders = (left, -(left + width) % 16, top, -(top + height) % 16)
     padded = F.pad((pictures * 255).round(), borders, "replicate")
     luma, chroma = mix(RGB_TO_YCBCR, padded).round().split([1, 2], 1)
-    factor = ((1, 1), (1, 2), (2, 2))[subsampling]
     if subsampling:
         # Means are rounded up in every other column, down in the others, which keeps the mean of flat areas.
         odd = torch.arange(chroma.shape[3] // 2, device=chroma.device) % 2
