@@ -27,7 +27,7 @@ def main(argv=None):
     parser.add_argument("--model", help="Folder or Hub repo; the bundled weights if not given.")
     parser.add_argument("--picture", help="A noisy picture; the sample, mirrored to 1800x1200, if not given.")
     parser.add_argument("--tile_sizes", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--overlaps", type=int, nargs="+", default=[48, 64, 96, 128, 160, 192, 224])
+    parser.add_argument("--overlaps", type=int, nargs="+", default=[48, 64, 96, 128, 160, 192, 224, 240])
     args = parser.parse_args(argv)
 
     if args.picture:
