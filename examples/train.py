@@ -213,8 +213,9 @@ def main(args) -> tuple[float, float]:
 
     # 3. Data, and where to log
     sources, validation_sets = load_data(args)
-    # A GPU simulates noise itself, and so does a CPU that trains on every core, where a worker would hold up all.
-    busy = accelerator.device.type == "cpu" and accelerator.num_processes * torch.get_num_threads() >= os.cpu_count()
+    # What trains also simulates the noise, unless a CPU has cores to spare for a worker, who would else hold up all.
+    num_threads = accelerator.num_processes * torch.get_num_threads()
+    cores_to_spare = accelerator.device.type == "cpu" and num_threads < os.cpu_count()
     batches = TrainingBatches(
         sources,
         batch_size=args.train_batch_size,
@@ -223,7 +224,7 @@ def main(args) -> tuple[float, float]:
         seed=args.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        device=accelerator.device if busy or accelerator.device.type == "cuda" else None,
+        device=None if cores_to_spare else accelerator.device,
     )
     log_file, validations = output_dir / "log.jsonl", []
     best_by = f"psnr/improved_{args.validation_inference_steps[0]}"

@@ -457,6 +457,13 @@ def test_noise_may_be_left_to_a_device(clean_dir, pair_dirs, batch_size):
         assert torch.equal(on_cpu.simulate(expected)["noisy"], expected["noisy"])
 
 
+def test_a_device_that_is_no_cuda_leaves_the_noise_to_the_cpu(clean_dir):
+    """Not every version of torch has all that the simulator needs for the GPUs of Macs."""
+    batches = batches_of(load_clean(clean_dir), add_noise, device="mps")
+    assert "to_simulate" not in batches[0]
+    assert_equal(batches[0], batches_of(load_clean(clean_dir), add_noise)[0])
+
+
 def test_noise_left_to_a_cpu_is_that_of_its_workers(clean_dir):
     batches = batches_of(load_clean(clean_dir), add_noise, batch_size=20, device="cpu")
     assert [len(group["rows"]) for group in batches[0]["to_simulate"]] == [8, 8, 4]

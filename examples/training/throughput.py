@@ -30,6 +30,7 @@ import train
 from accelerate import Accelerator
 from training.data import load_data
 from training.model import build_pipeline
+from training.optimizer import build_optimizer
 
 from gdd_diffusers.paired_data import TrainingBatches
 
@@ -45,7 +46,7 @@ class BareLoop:
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         pipeline = build_pipeline(args)
         pipeline.unet.to(memory_format=torch.channels_last)
-        optimizer = train.build_optimizer(args, pipeline.unet)
+        optimizer = build_optimizer(args, pipeline.unet)
         self.unet, self.optimizer = self.accelerator.prepare(pipeline.unet, optimizer)
         self.factor, crop = pipeline.config.pixel_unshuffle, args.crop_size[0][0]
         shape = args.train_batch_size, 3, crop, crop

@@ -398,7 +398,8 @@ def _demosaic(mosaic, masks, malvar):
 def _denoise_and_sharpen(pairs, p):
     """Wiener shrinkage of an a trous wavelet transform of luma and chroma; sharpening amplifies the finest scale.
 
-    What the noisy picture is multiplied with multiplies the clean one too, as in the mean of many such files.
+    What the noisy picture is multiplied with multiplies the clean one too, as in the mean of many such files. `pairs`
+    is [2, B, 3, H, W], the clean ones first.
     """
     # A camera knows its noise by calibration, so it may be told the true one here.
     clean, noisy = pairs

@@ -501,7 +501,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         process_index (`int`, defaults to 0), num_processes (`int`, defaults to 1): This process among how many.
         device (`torch.device`, *optional*): A CPU, or a GPU of CUDA, on which [`~.simulate`] is to be called with each
             item. A GPU simulates noise many times faster, and takes the whole batch at once, so that the noise also
-            depends on the batch size. If not given, noise is a part of making an item.
+            depends on the batch size. If not given, or another, noise is a part of making an item, on the CPU.
 
     Items are dicts of `noisy` and `clean` (uint8, [B, 3, crop, crop]), `u` (float32, [B], uniform in [0, 1), for the
     times) and `files`, the names of the pictures.
@@ -536,7 +536,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_processes: int = 1,
         device: torch.device | str | None = None,
     ):
-        self.simulates_later, self.device = device is not None, torch.device(device or "cpu")
+        self.simulates_later = device is not None and torch.device(device).type in ("cpu", "cuda")
+        self.device = torch.device(device if self.simulates_later else "cpu")
         self.simulators = [source.simulator for source in sources]  # None for real pairs
         for source in sources:
             if source.simulator is None and "noisy" not in source.dataset.features:
