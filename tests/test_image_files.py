@@ -1,6 +1,7 @@
 """Picture files: what goes in must come out, upright, to the bit where the format allows, or one clear sentence."""
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -838,6 +839,26 @@ def test_what_stops_the_writing_leaves_the_old_file_and_no_other(tmp_path, monke
         write_image(tmp_path / f"a.{extension}", noise(5, 5), overwrite=True)
     assert os.listdir(tmp_path) == [f"a.{extension}"]
     assert (tmp_path / f"a.{extension}").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a timer's signal")
+def test_ctrl_c_within_libvips_is_not_lost(tmp_path, monkeypatch):
+    pixels = noise(2000, 2000, dtype=np.uint16)  # read in 80 ms, written in 500
+    write_image(tmp_path / "a.png", pixels)
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda *args: pytest.fail("goes on after libvips"))
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for work in (
+            lambda: read_image(tmp_path / "a.png"),
+            lambda: write_image(tmp_path / "a.png", pixels, overwrite=True),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                work()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")

@@ -23,6 +23,12 @@ from .image_metadata import MAX_XMP_IN_JPEG, complete_container, png_chunks, rea
 
 # libvips would keep its last operations alive, and with them the pixels of pictures that are long done
 pyvips.cache_set_max(0)
+# libvips also logs the end of each load and save, which pyvips hears in Python that C calls: a Ctrl-C meanwhile would
+# raise its KeyboardInterrupt there, where it is lost. What pyvips hears without that is rare.
+_levels = pyvips.GLogLevelFlags
+_heard = _levels.LEVEL_WARNING | _levels.LEVEL_CRITICAL | _levels.LEVEL_ERROR | _levels.FLAG_FATAL
+pyvips._remove_log_handler()
+pyvips._log_handler_id = pyvips.glib_lib.g_log_set_handler(b"VIPS", _heard, pyvips._log_handler_cb, pyvips.ffi.NULL)
 
 FORMATS = {
     ".jpg": "jpeg",
