@@ -45,6 +45,7 @@ from training.checkpoints import (
     stop_signals,
 )
 from training.data import load_data
+from training.memory import keep_freed_memory
 from training.model import PRESETS, build_pipeline
 from training.optimizer import build_optimizer
 from training.validation import in_words, validate
@@ -176,6 +177,9 @@ def main(args) -> tuple[float, float]:
         logger.warning(f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all.")
     if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"{args.report_to} is not installed: pip install {args.report_to}, or give --report_to none.")
+
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
 
     # 1. Model
     pipeline = build_pipeline(args)

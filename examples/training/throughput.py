@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How much of a bare training loop's speed train.py reaches, and what simulating the noise costs a CPU.
+"""How much of a bare training loop's speed train.py reaches, and what simulating the noise costs it.
 
     python examples/training/throughput.py --clean_dir photos/ --mixed_precision bf16
 
@@ -90,31 +90,17 @@ class Turns(train.tqdm):
             os.kill(worker.pid, number)
 
 
-def simulation(args, num_batches: int = 20) -> float:
-    """Seconds that the noise of a batch takes one thread, which is what a data worker has."""
-    seconds = 0.0
+def timed(simulate, seconds: list[float]):
+    """`TrainingBatches.simulate`, which adds to `seconds` what the noise of a batch has taken."""
 
-    def timed(simulator):
-        def simulate(clean, generator):
-            nonlocal seconds
-            started = time.monotonic()
-            pairs = simulator(clean, generator=generator)
-            seconds += time.monotonic() - started
-            return pairs
+    def timed_simulate(batches, batch):
+        started = time.monotonic()
+        simulated = simulate(batches, batch)
+        if batch.get("to_simulate"):  # not done already, by a worker
+            seconds.append(time.monotonic() - started)
+        return simulated
 
-        return simulate
-
-    sources, _ = load_data(args)
-    simulate = timed(next(source.simulator for source in sources if source.simulator))  # one for all, as in training
-    for source in sources:
-        source.simulator = source.simulator and simulate
-    batches = TrainingBatches(sources, args.train_batch_size, args.crop_size[:1], num_batches)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for k in range(num_batches):
-        batches[k]
-    torch.set_num_threads(num_threads)
-    return seconds / num_batches
+    return timed_simulate
 
 
 def megapixels(args) -> float:
@@ -130,32 +116,29 @@ def main(words: list[str]):
         raise ValueError(f"--max_train_steps must be at least {START_STEPS + TURN}.")
     args.crop_size = [(args.crop_size[0][0], 1.0)]
     load_data(args)  # what is missing should be missed before the work
-    Turns.bare_loop, Turns.seconds = BareLoop(args), {"train.py": [], "bare loop": []}
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(train, "tqdm", Turns):
+    Turns.bare_loop, Turns.seconds, noise = BareLoop(args), {"train.py": [], "bare loop": []}, []
+    simulate = mock.patch.object(TrainingBatches, "simulate", timed(TrainingBatches.simulate, noise))
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(train, "tqdm", Turns), simulate:
         speed, waiting = train.main(argparse.Namespace(**vars(args) | {"output_dir": folder}))
     training, bare = Turns.seconds["train.py"], Turns.seconds["bare loop"]
     # The bare loop's turns are in what train.py took for its own time
     total = args.max_train_steps * megapixels(args) / speed
     waiting *= total / (total - sum(bare))
     ratios = [b / t for b, t in zip(bare, training, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    reached = sum(bare) / sum(training)
+    low, middle, high = statistics.quantiles(ratios, n=4)
     step, step_bare = (1000 * statistics.median(x) / TURN for x in (training, bare))
     print(
         f"train.py: {step:.0f} ms a step, bare loop: {step_bare:.0f} ms, medians of {len(bare)} turns of {TURN}\n"
-        f"train.py reaches {reached:.1%} of the bare loop; half of the turns {low:.0%} to {high:.0%}\n"
+        f"train.py reaches {middle:.1%} of the bare loop, half of the turns {low:.0%} to {high:.0%}; "
+        f"{sum(bare) / sum(training):.1%} with all that disturbed single turns\n"
         f"It waited for data {waiting:.1%} of its time, start and all"
     )
     # Ever, in kilobytes
     own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"Peak memory, with that of the bare loop: {own / 1e6:.2f} GB, of a worker {worker / 1e6:.2f} GB")
-    if torch.cuda.is_available() or not args.clean_dir:
-        return
-    noise = 1000 * simulation(args)
-    print(
-        f"The noise of a batch takes one thread {noise:.0f} ms, {noise / step_bare:.1%} of a bare step's time on "
-        f"{torch.get_num_threads()} threads"
-    )
+    if noise and not torch.cuda.is_available():  # where kernels are only begun
+        noise = 1000 * statistics.median(noise[START_STEPS:])
+        print(f"The noise of a batch takes {noise:.0f} ms, {noise / step:.1%} of a step")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -575,22 +576,17 @@ class TrainingBatches(torch.utils.data.Dataset):
         batch["files"] = [sample["file"] for sample in samples]
         batch["to_simulate"] = []
         for i, sample in enumerate(samples):
+            batch["clean"][i] = sample["clean"]
             if sample["simulator"] is None:
-                batch["noisy"][i], batch["clean"][i] = sample["noisy"], sample["clean"]
+                batch["noisy"][i] = sample["noisy"]
         group_size = SIMULATION_GROUP if self.device.type == "cpu" else batch_size
         for start in range(0, batch_size, group_size):
             rows = range(start, min(start + group_size, batch_size))
             for simulator in filter(None, dict.fromkeys(self.simulators)):
                 group = [i for i in rows if samples[i]["simulator"] is simulator]
                 if group:
-                    batch["to_simulate"].append(
-                        {
-                            "source": self.simulators.index(simulator),
-                            "seed": samples[group[0]]["noise_seed"],
-                            "rows": group,
-                            "photographs": torch.stack([samples[i]["clean"] for i in group]),
-                        }
-                    )
+                    source, noise_seed = self.simulators.index(simulator), samples[group[0]]["noise_seed"]
+                    batch["to_simulate"].append({"source": source, "seed": noise_seed, "rows": group})
         return batch if self.simulates_later else self.simulate(batch)
 
     def draw_sample(self, k: int, i: int, crop: int) -> dict:
@@ -620,14 +616,27 @@ class TrainingBatches(torch.utils.data.Dataset):
     def simulate(self, batch: dict) -> dict:
         """An item with noise on those of its pictures that still need it, on the device that simulates."""
         batch = dict(batch)
-        clean, noisy, u = (batch[name].to(self.device) for name in ("clean", "noisy", "u"))
-        for group in batch.pop("to_simulate", []):
+        clean, noisy = (batch[name].to(self.device, copy=True) for name in ("clean", "noisy"))
+
+        @torch.inference_mode()  # of the thousand small operations, each takes less than without gradients alone
+        def add_noise(group):
             generator = torch.Generator(self.device).manual_seed(group["seed"])
-            photographs = group["photographs"].to(self.device) / 255
+            photographs = clean[group["rows"]] / 255
             pairs = self.simulators[group["source"]](photographs, generator=generator)
             for pictures, simulated in zip((clean, noisy), pairs, strict=True):
                 pictures[group["rows"]] = (simulated * 255).round().to(torch.uint8)
-        return batch | {"clean": clean, "noisy": noisy, "u": u}
+
+        groups = batch.pop("to_simulate", [])
+        if self.device.type == "cpu":
+            # Each core takes a group of its own: tensors are too small for all cores to share each operation.
+            num_threads = torch.get_num_threads()
+            with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(add_noise, groups))
+            torch.set_num_threads(num_threads)  # for threads to come; this one still has as many
+        else:
+            for group in groups:
+                add_noise(group)
+        return batch | {"clean": clean, "noisy": noisy, "u": batch["u"].to(self.device)}
 
 
 def check_sizes(pictures: Pictures, smallest: int):
