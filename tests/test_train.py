@@ -473,13 +473,14 @@ import resource, torch
 from training.memory import keep_freed_memory
 if {kept}:
     keep_freed_memory()
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
     torch.ones(10_000_000)  # 9,766 pages of 4 KiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, stdout=subprocess.PIPE, check=True).stdout
-    assert (int(faults) < 1000) == kept
+    # Kept memory is not always the first to be taken again; memory that is not kept is new each time.
+    assert int(faults) < 10 * 9766 if kept else int(faults) >= 20 * 9766
 
 
 # Stopping and going on
