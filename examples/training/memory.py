@@ -11,8 +11,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory():
     """
     Keep what is freed for the next tensors, as torch does on a GPU. The C library of most Linux systems gives large
-    blocks back at once, and to get them again, page by page, takes a tenth of each step and more. Elsewhere this does
-    nothing.
+    blocks back at once, and to get them again, page by page, takes some 5% of each step. Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -125,12 +125,12 @@ def main(words: list[str]):
     total = args.max_train_steps * megapixels(args) / speed
     waiting *= total / (total - sum(bare))
     ratios = [b / t for b, t in zip(bare, training, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, _, high = statistics.quantiles(ratios, n=4)
+    reached = sum(bare) / sum(training)
     step, step_bare = (1000 * statistics.median(x) / TURN for x in (training, bare))
     print(
         f"train.py: {step:.0f} ms a step, bare loop: {step_bare:.0f} ms, medians of {len(bare)} turns of {TURN}\n"
-        f"train.py reaches {middle:.1%} of the bare loop, half of the turns {low:.0%} to {high:.0%}; "
-        f"{sum(bare) / sum(training):.1%} with all that disturbed single turns\n"
+        f"train.py reaches {reached:.1%} of the bare loop; half of the turns {low:.0%} to {high:.0%}\n"
         f"It waited for data {waiting:.1%} of its time, start and all"
     )
     # Ever, in kilobytes
