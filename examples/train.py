@@ -44,8 +44,8 @@ from training.checkpoints import (
     save_pipeline,
     stop_signals,
 )
+from training.cpu import keep_freed_memory, noise_processes
 from training.data import load_data
-from training.memory import keep_freed_memory
 from training.model import PRESETS, build_pipeline
 from training.optimizer import build_optimizer
 from training.validation import in_words, validate
@@ -261,11 +261,11 @@ def main(args) -> tuple[float, float]:
         pin_memory=accelerator.device.type == "cuda",
     )
     bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
-    with bar as progress, stop_signals() as signals, logging_redirect_tqdm():
+    with bar as progress, stop_signals() as signals, logging_redirect_tqdm(), noise_processes(batches) as simulate:
         loop_started = asked = time.monotonic()
         for batch in loader:
             waited += time.monotonic() - asked
-            batch = batches.simulate(batch)
+            batch = simulate(batch)
             clean, noisy = (batch[k].to(accelerator.device).float() / 127.5 - 1 for k in ("clean", "noisy"))
             num_pixels += clean.numel() / 3
             u = batch["u"].to(accelerator.device)

@@ -16,6 +16,7 @@ from pathlib import Path
 import datasets
 import matplotlib.pyplot as plt
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -27,8 +28,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
+from gdd_diffusers.camera_noise import CameraNoise
 from gdd_diffusers.metrics import psnr
-from gdd_diffusers.paired_data import find_images
+from gdd_diffusers.paired_data import Source, TrainingBatches, find_images, load_clean, load_pairs
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -43,6 +45,7 @@ from training.checkpoints import (  # noqa: E402
     save_pipeline,
     stop_signals,
 )
+from training.cpu import noise_processes  # noqa: E402
 from training.data import load_data  # noqa: E402
 from training.validation import validate  # noqa: E402
 
@@ -468,7 +471,7 @@ def test_throughput_compares_with_a_bare_loop(data, tmp_path, capsys, monkeypatc
 def test_freed_memory_is_kept(kept):
     script = f"""
 import resource, torch
-from training.memory import keep_freed_memory
+from training.cpu import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 for i in range(40):
@@ -480,6 +483,47 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     faults = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, stdout=subprocess.PIPE, check=True).stdout
     # Kept memory is not always the first to be taken again; memory that is not kept is new each time.
     assert int(faults) < 5 * 9766 if kept else int(faults) >= 20 * 9766
+
+
+def test_noise_processes_simulate_as_one_process_does(data, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pairs = load_pairs(data / "pairs/noisy", data / "pairs/clean")
+    sources = [Source(load_clean(data / "photos"), 3.0, CameraNoise()), Source(pairs, 1.0)]
+    batches = TrainingBatches(sources, 20, [(16, 0.5), (32, 1.0)], 4, device="cpu")
+    with noise_processes(batches) as simulate:
+        for k in range(4):
+            item, expected = batches[k], batches.simulate(batches[k])
+            simulated = simulate(item)
+            assert simulated.keys() == expected.keys() and simulated["files"] == expected["files"]
+            for name in ("clean", "noisy", "u"):
+                assert torch.equal(simulated[name], expected[name])
+            assert torch.equal(item["clean"], batches[k]["clean"])  # the item stays as it is
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_noise_process_that_was_killed_is_said(data, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    source = Source(load_clean(data / "photos"), 1.0, CameraNoise())
+    batches = TrainingBatches([source], 16, [(16, 1.0)], 9, device="cpu")
+    with pytest.raises(ChildProcessError, match="killed.*--resume_from_checkpoint latest"):
+        with noise_processes(batches) as simulate:
+            simulate(batches[0])
+            multiprocessing.active_children()[0].kill()
+            for k in range(1, 9):
+                simulate(batches[k])
+
+
+@pytest.mark.parametrize("num_threads, batch_size, device", [(1, 16, "cpu"), (2, 8, "cpu"), (2, 16, "cuda")])
+def test_one_thread_a_small_batch_or_a_gpu_needs_no_noise_processes(
+    data, monkeypatch, num_threads, batch_size, device
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    source = Source(load_clean(data / "photos"), 1.0, CameraNoise())
+    batches = TrainingBatches([source], batch_size, [(16, 1.0)], 1, device=device)
+    with noise_processes(batches) as simulate:
+        assert simulate == batches.simulate
 
 
 # Stopping and going on
@@ -523,20 +567,34 @@ def test_signals_are_noted_and_handlers_given_back(number):
         assert received == [number, number]
 
 
-def script(data, output_dir, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+def script(data, output_dir, num_threads=1, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "ACCELERATE_USE_CPU": "true"}
     arguments_of_script = arguments(data, output_dir, **options)
     return {"args": arguments_of_script, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
-    """It goes to the whole process group, as from `timeout` or a terminal: the worker hears it as well."""
-    options = script(data, tmp_path, max_train_steps=100_000, checkpointing_steps=100_000, dataloader_num_workers=1)
+@contextmanager
+def endless_training(data, output_dir, num_threads):
+    """A process that has trained for at least a step, with a data worker, and its output up to there."""
+    options = {"max_train_steps": 100_000, "checkpointing_steps": 100_000}
+    options |= {"train_batch_size": 16, "dataloader_num_workers": 1}
+    options = script(data, output_dir, num_threads, **options)
     words = [sys.executable, EXAMPLES / "train.py", *options.pop("args")]
     with subprocess.Popen(words, **options, text=True, start_new_session=True) as process:
         output = ""
         while not re.search(r"\b[1-9]\d*/100000", output):  # the progress bar, which ends its lines with \r
             output += process.stdout.readline() or pytest.fail(output)
+        yield process, output
+
+
+# With all cores training there are processes that simulate noise.
+THREADS = [1, os.cpu_count()]
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path, num_threads):
+    """It goes to the whole process group, as from `timeout` or a terminal: the other processes hear it as well."""
+    with endless_training(data, tmp_path, num_threads) as (process, output):
         os.killpg(process.pid, signal.SIGTERM)
         output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
@@ -545,6 +603,16 @@ def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
     assert checkpoint.name == f"checkpoint-{last_step}"
     assert f"Stopped after step {last_step}" in output
     RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+def test_killed_it_leaves_no_process_behind(data, tmp_path, num_threads):
+    with endless_training(data, tmp_path, num_threads) as (process, _):
+        others = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+    assert len(others) >= (1 if num_threads == 1 else 3)
+    assert not psutil.wait_procs(others, timeout=30)[1]
 
 
 def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(whole, data, tmp_path):

@@ -144,10 +144,10 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def outlive_signals(worker: int):
+def outlive_signals(worker: int | None = None):
     """
-    For the processes that prepare batches: a terminal or a scheduler signals them as well as the training, which still
-    needs them up to its checkpoint. Only what the training itself says, when it fails, ends them.
+    For the processes that prepare batches or simulate noise: a terminal or a scheduler signals them as well as the
+    training, which still needs them up to its checkpoint. Only the training itself ends them, when it fails.
     """
 
     def end_with_the_training():

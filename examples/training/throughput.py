@@ -18,6 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -28,6 +30,7 @@ import torch
 import torch.nn.functional as F
 import train
 from accelerate import Accelerator
+from training.cpu import noise_processes
 from training.data import load_data
 from training.model import build_pipeline
 from training.optimizer import build_optimizer
@@ -90,17 +93,19 @@ class Turns(train.tqdm):
             os.kill(worker.pid, number)
 
 
-def timed(simulate, seconds: list[float]):
-    """`TrainingBatches.simulate`, which adds to `seconds` what the noise of a batch has taken."""
+@contextmanager
+def timed_noise_processes(batches: TrainingBatches, seconds: list[float]):
+    """`noise_processes`, which add to `seconds` what the noise of a batch has taken."""
 
-    def timed_simulate(batches, batch):
+    def timed_simulate(batch):
         started = time.monotonic()
-        simulated = simulate(batches, batch)
+        simulated = simulate(batch)
         if batch.get("to_simulate"):  # not done already, by a worker
             seconds.append(time.monotonic() - started)
         return simulated
 
-    return timed_simulate
+    with noise_processes(batches) as simulate:
+        yield timed_simulate
 
 
 def megapixels(args) -> float:
@@ -117,8 +122,9 @@ def main(words: list[str]):
     args.crop_size = [(args.crop_size[0][0], 1.0)]
     load_data(args)  # what is missing should be missed before the work
     Turns.bare_loop, Turns.seconds, noise = BareLoop(args), {"train.py": [], "bare loop": []}, []
-    simulate = mock.patch.object(TrainingBatches, "simulate", timed(TrainingBatches.simulate, noise))
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(train, "tqdm", Turns), simulate:
+    turns = mock.patch.object(train, "tqdm", Turns)
+    timing = mock.patch.object(train, "noise_processes", partial(timed_noise_processes, seconds=noise))
+    with tempfile.TemporaryDirectory() as folder, turns, timing:
         speed, waiting = train.main(argparse.Namespace(**vars(args) | {"output_dir": folder}))
     training, bare = Turns.seconds["train.py"], Turns.seconds["bare loop"]
     # The bare loop's turns are in what train.py took for its own time

@@ -11,7 +11,6 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -571,14 +570,16 @@ class TrainingBatches(torch.utils.data.Dataset):
         crop, batch_size = int(self.crop_sizes[k]), int(self.batch_sizes[k])
         first = self.process_index * batch_size
         samples = [self.draw_sample(k, i, crop) for i in range(first, first + batch_size)]
-        batch = {name: torch.empty(batch_size, 3, crop, crop, dtype=torch.uint8) for name in ("noisy", "clean")}
-        batch["u"] = torch.tensor([sample["u"] for sample in samples], dtype=torch.float32)
-        batch["files"] = [sample["file"] for sample in samples]
-        batch["to_simulate"] = []
-        for i, sample in enumerate(samples):
-            batch["clean"][i] = sample["clean"]
-            if sample["simulator"] is None:
-                batch["noisy"][i] = sample["noisy"]
+        clean = torch.stack([sample["clean"] for sample in samples])
+        real = any("noisy" in sample for sample in samples)
+        batch = {
+            "clean": clean,
+            # One tensor where noise is to come: what a worker sends, it sends once
+            "noisy": torch.stack([sample.get("noisy", sample["clean"]) for sample in samples]) if real else clean,
+            "u": torch.tensor([sample["u"] for sample in samples], dtype=torch.float32),
+            "files": [sample["file"] for sample in samples],
+            "to_simulate": [],
+        }
         group_size = SIMULATION_GROUP if self.device.type == "cpu" else batch_size
         for start in range(0, batch_size, group_size):
             rows = range(start, min(start + group_size, batch_size))
@@ -617,26 +618,17 @@ class TrainingBatches(torch.utils.data.Dataset):
         """An item with noise on those of its pictures that still need it, on the device that simulates."""
         batch = dict(batch)
         clean, noisy = (batch[name].to(self.device, copy=True) for name in ("clean", "noisy"))
-
-        @torch.inference_mode()  # of the thousand small operations, each takes less than without gradients alone
-        def add_noise(group):
-            generator = torch.Generator(self.device).manual_seed(group["seed"])
-            photographs = clean[group["rows"]] / 255
-            pairs = self.simulators[group["source"]](photographs, generator=generator)
-            for pictures, simulated in zip((clean, noisy), pairs, strict=True):
-                pictures[group["rows"]] = (simulated * 255).round().to(torch.uint8)
-
-        groups = batch.pop("to_simulate", [])
-        if self.device.type == "cpu":
-            # Each core takes a group of its own: tensors are too small for all cores to share each operation.
-            num_threads = torch.get_num_threads()
-            with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(add_noise, groups))
-            torch.set_num_threads(num_threads)  # for threads to come; this one still has as many
-        else:
-            for group in groups:
-                add_noise(group)
+        for group in batch.pop("to_simulate", []):
+            self.add_noise(clean, noisy, group)
         return batch | {"clean": clean, "noisy": noisy, "u": batch["u"].to(self.device)}
+
+    @torch.inference_mode()  # of the thousand small operations, each takes less than without gradients alone
+    def add_noise(self, clean: torch.Tensor, noisy: torch.Tensor, group: dict):
+        """Put a pair in place of each photograph in `clean` that belongs to a group of an item's `to_simulate`."""
+        generator = torch.Generator(clean.device).manual_seed(group["seed"])
+        pairs = self.simulators[group["source"]](clean[group["rows"]] / 255, generator=generator)
+        for pictures, simulated in zip((clean, noisy), pairs, strict=True):
+            pictures[group["rows"]] = (simulated * 255).round().to(torch.uint8)
 
 
 def check_sizes(pictures: Pictures, smallest: int):
