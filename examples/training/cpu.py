@@ -81,6 +81,7 @@ def _begin_noise_process(batches, shared):
         os._exit(0)
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # a process inherits that only where processes are forked
     outlive_signals()
     threading.Thread(target=end_with_the_training, daemon=True).start()
 
