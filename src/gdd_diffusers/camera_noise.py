@@ -177,9 +177,9 @@ class CameraNoise:
         draw_as_is, draw_others = (_Draw(int(n), generator, clean.device) for n in (as_is.sum(), (~as_is).sum()))
         photographs, clean, noisy = clean, clean.clone(), clean.clone()
         noise_free = share[as_is] < AS_IS_SHARE / 4
-        clean[as_is], noisy[as_is] = _white_noise(photographs[as_is], draw_as_is, noise_free)
+        clean[as_is], noisy[as_is] = _white_noise(_chosen(photographs, as_is), draw_as_is, noise_free)
         if not as_is.all():
-            clean[~as_is], noisy[~as_is] = self._photograph(photographs[~as_is], draw_others, None)
+            clean[~as_is], noisy[~as_is] = self._photograph(_chosen(photographs, ~as_is), draw_others, None)
         return clean, noisy
 
     def _photograph(self, clean, draw, iso):
@@ -209,9 +209,9 @@ class CameraNoise:
         # 3. Noise: on all three colours where pixels are binned, else on the one that a pixel sees
         binned, mosaic = binned.flatten(), ~binned.flatten()
         noisy_raw = torch.empty_like(raw)
-        noisy_raw[binned] = _add_sensor_noise(raw[binned], p, binned, draw)
-        masks, malvar = _bayer_masks(raw.shape[2:], draw)[mosaic], p["malvar"][mosaic]
-        seen = (raw[mosaic] * masks).sum(1, keepdim=True)
+        noisy_raw[binned] = _add_sensor_noise(_chosen(raw, binned), p, binned, draw)
+        masks, malvar = _chosen(_bayer_masks(raw.shape[2:], draw), mosaic), p["malvar"][mosaic]
+        seen = (_chosen(raw, mosaic) * masks).sum(1, keepdim=True)
         noisy_raw[mosaic] = _demosaic(_add_sensor_noise(seen, p, mosaic, draw), masks, malvar)
         raw[mosaic] = _demosaic(seen, masks, malvar)
 
@@ -266,6 +266,11 @@ class _Draw:
         return dict(zip(keys, values.unflatten(1, self.size), strict=True))
 
 
+def _chosen(x, mask):
+    """x[mask], in a seventh of the time on a CPU."""
+    return x.index_select(0, mask.nonzero().flatten())
+
+
 def _white_noise(clean, draw, noise_free=False):
     sigma = draw.uniform(*GAUSSIAN_SIGMA) * (1 - 1.0 * noise_free)
     return _to_8_bit(clean), _to_8_bit(clean + sigma * draw.normal(clean.shape))
@@ -306,7 +311,7 @@ def _zoom(x, factor):
     grid = torch.stack(torch.meshgrid(column, row, indexing="xy"), 2) / factor[changed]
     grid = 2 * grid.clamp(-1, 1) - grid  # the mirror; `grid_sample` has one, which takes twice as long
     zoomed = x.clone()
-    zoomed[changed] = F.grid_sample(x[changed], grid, "bicubic", "border", align_corners=False).clamp_(0, 1)
+    zoomed[changed] = F.grid_sample(_chosen(x, changed), grid, "bicubic", "border", align_corners=False).clamp_(0, 1)
     return zoomed
 
 
@@ -439,6 +444,6 @@ def _through_jpeg(clean, noisy, p, draw):
     for kind in range(3):
         group = subsampling == kind
         if group.any():
-            clean[group] = through_jpeg(clean[group], None, kind, offset)
-            noisy[group] = through_jpeg(noisy[group], quality[group], kind, offset)
+            clean[group] = through_jpeg(_chosen(clean, group), None, kind, offset)
+            noisy[group] = through_jpeg(_chosen(noisy, group), quality[group], kind, offset)
     return clean, noisy
