@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def keep_freed_memory():
 
 
 @contextmanager
-def noise_processes(batches: TrainingBatches) -> Callable[[dict], dict]:
+def noise_processes(batches: TrainingBatches) -> Iterator[Callable[[dict], dict]]:
     """
     `TrainingBatches.simulate`, where several threads train on a CPU by processes that take a group of pictures each
     while the training waits. The tensors are too small for threads to share an operation, and threads with a group
