@@ -515,8 +515,10 @@ def test_a_noise_process_that_was_killed_is_said(data, monkeypatch):
                 simulate(batches[k])
 
 
-@pytest.mark.parametrize("num_threads, batch_size, device", [(1, 16, "cpu"), (2, 8, "cpu"), (2, 16, "cuda")])
-def test_one_thread_a_small_batch_or_a_gpu_needs_no_noise_processes(
+@pytest.mark.parametrize(
+    "num_threads, batch_size, device", [(1, 16, "cpu"), (2, 8, "cpu"), (2, 16, "cuda"), (2, 16, None)]
+)
+def test_one_thread_a_small_batch_a_gpu_or_a_worker_needs_no_noise_processes(
     data, monkeypatch, num_threads, batch_size, device
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)

@@ -45,16 +45,16 @@ def noise_processes(batches: TrainingBatches) -> Iterator[Callable[[dict], dict]
         ChildProcessError: If one of the processes was killed.
     """
     num_processes = min(torch.get_num_threads(), math.ceil(batches.batch_sizes.max() / SIMULATION_GROUP))
-    if batches.device.type != "cpu" or num_processes == 1:
+    if not batches.simulates_later or batches.device.type != "cpu" or num_processes == 1:
         yield batches.simulate
         return
 
-    # Clean and noisy, in memory that all processes share: to send them there and back takes several ms
+    # All processes share the pictures' memory: to send them there and back takes several ms
     shared = torch.empty(2, 3 * (batches.batch_sizes * batches.crop_sizes**2).max(), dtype=torch.uint8).share_memory_()
 
     def simulate(batch):
         shape, groups = batch["clean"].shape, batch.get("to_simulate", [])
-        pair = shared[:, : shape.numel()].view(2, *shape)
+        pair = _clean_and_noisy(shared, shape)
         for pictures, name in zip(pair, ("clean", "noisy"), strict=True):
             pictures.copy_(batch[name])
         for _ in executor.map(_add_noise, groups, [shape] * len(groups)):
@@ -87,5 +87,10 @@ def _begin_noise_process(batches, shared):
 
 
 def _add_noise(group, shape):
-    clean, noisy = _shared[:, : shape.numel()].view(2, *shape)
+    clean, noisy = _clean_and_noisy(_shared, shape)
     _batches.add_noise(clean, noisy, group)
+
+
+def _clean_and_noisy(shared, shape):
+    """[2, *shape], at the beginning of the shared memory, which is for the largest batch."""
+    return shared[:, : shape.numel()].view(2, *shape)
