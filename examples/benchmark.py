@@ -56,7 +56,7 @@ def noisy_photograph(megapixels: float) -> np.ndarray:
 @torch.no_grad()
 def pipeline_against_network(pipe, picture: np.ndarray, runs: int):
     """The whole call beside the same number of network calls on ready-made tiles of the same shapes."""
-    overlap, multiple, factor = pipe.config.tile_overlap, pipe._multiple, pipe.config.pixel_unshuffle
+    overlap, multiple, factor = pipe.config.tile_overlap, pipe.spatial_multiple, pipe.config.pixel_unshuffle
     tile_size = pipe.config.tile_size
     padded = [-(-side // multiple) * multiple for side in picture.shape[:2]]
     (height, tops), (width, lefts) = (plan_tiles(side, tile_size, overlap, multiple) for side in padded)

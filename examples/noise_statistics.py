@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gdd_diffusers.camera_noise import CameraNoise
-from gdd_diffusers.image_files import list_images
+from gdd_diffusers.data.camera_noise import CameraNoise
+from gdd_diffusers.files import list_images
 
 
 LAGS = (1, 2, 4, 8)

@@ -20,10 +20,10 @@ import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData, create_repo, upload_folder
 from tqdm.auto import tqdm
 
-from gdd_diffusers.paired_data import (
+from gdd_diffusers.data.batches import Pictures
+from gdd_diffusers.data.layouts import (
     LAYOUTS,
     UNREADABLE,
-    Pictures,
     load_hub_dataset,
     load_marked_pairs,
     load_pairs,

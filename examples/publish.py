@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from gdd_diffusers import RealDenoisePipeline
-from gdd_diffusers.camera_noise import CameraNoise
 from gdd_diffusers.comparison import compare, stack
+from gdd_diffusers.data.camera_noise import CameraNoise
+from gdd_diffusers.files import for_display, read_image
 from gdd_diffusers.hub import Result, model_card, publish
-from gdd_diffusers.image_files import for_display, read_image
 from gdd_diffusers.metrics import psnr
 from gdd_diffusers.pipeline_real_denoise import BUNDLED
 

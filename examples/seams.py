@@ -44,7 +44,7 @@ def main(argv=None):
     overlaps = list(args.overlaps)
     if pipe.receptive_field:
         # twice of it, in whole multiples of what tiles are made of
-        overlaps.append(-(-2 * (pipe.receptive_field + 1) // pipe._multiple) * pipe._multiple)
+        overlaps.append(-(-2 * (pipe.receptive_field + 1) // pipe.spatial_multiple) * pipe.spatial_multiple)
         print(f"{type(pipe.unet).__name__}, sees {pipe.receptive_field} px to each side; the last overlap is exact")
     print("\n| tile | overlap | tiled against whole | largest difference | pixels computed |")
     print("| --- | --- | --- | --- | --- |")
@@ -58,7 +58,7 @@ def main(argv=None):
             tiled = torch.from_numpy(pipe(picture, num_inference_steps=1, output_type="np").images)
             error = tiled - whole
             decibels = -10 * torch.log10(error.double().square().mean())
-            multiple = pipe._multiple
+            multiple = pipe.spatial_multiple
             computed = 1.0
             for side in picture.shape[:2]:
                 tile, starts = plan_tiles(-(-side // multiple) * multiple, size, overlap, multiple)

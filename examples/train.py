@@ -51,8 +51,8 @@ from training.optimizer import build_optimizer
 from training.validation import in_words, validate
 
 from gdd_diffusers import losses
+from gdd_diffusers.data.batches import TrainingBatches
 from gdd_diffusers.hub import publish
-from gdd_diffusers.paired_data import TrainingBatches
 
 
 logger = logging.getLogger("train")

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from gdd_diffusers import camera_noise
-from gdd_diffusers.camera_noise import CameraNoise
+from gdd_diffusers.data import camera_noise
+from gdd_diffusers.data.camera_noise import CameraNoise
 from gdd_diffusers.metrics import psnr
 
 

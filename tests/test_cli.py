@@ -9,8 +9,9 @@ from conftest import make_pipeline
 from PIL import Image
 from typer.testing import CliRunner
 
-from gdd_diffusers import RealDenoisePipeline, cli
-from gdd_diffusers.image_files import read_image
+from gdd_diffusers import RealDenoisePipeline
+from gdd_diffusers.app import cli
+from gdd_diffusers.files import read_image
 
 
 @pytest.fixture(scope="module")
@@ -350,14 +351,16 @@ def test_version_and_help(run):
 
 
 def test_heavy_libraries_wait_until_they_are_needed():
-    code = "import sys, gdd_diffusers, gdd_diffusers.cli; print({'torch', 'diffusers', 'pyvips'} & set(sys.modules))"
+    code = (
+        "import sys, gdd_diffusers, gdd_diffusers.app.cli; print({'torch', 'diffusers', 'pyvips'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_path):
     for i in range(200):
         save_picture(tmp_path / "in" / f"{i:03}.png", size=(200, 200))
-    command = [sys.executable, "-m", "gdd_diffusers.cli", "denoise", "in", "-o", "out", "--model", str(model)]
+    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", "in", "-o", "out", "--model", str(model)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out" / "002.png").exists():
         with pytest.raises(subprocess.TimeoutExpired):  # it must not end before it is interrupted

@@ -21,13 +21,13 @@ from conftest import make_pipeline
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
-from gdd_diffusers import cli
-from gdd_diffusers.image_files import write_image
+from gdd_diffusers.app import cli
+from gdd_diffusers.files import write_image
 
 
 gr = pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from gdd_diffusers import demo_app  # noqa: E402
+from gdd_diffusers.app.demo import page as demo_app  # noqa: E402
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -124,7 +124,7 @@ class Server:
 
 
 def command(*options):
-    return [sys.executable, "-m", "gdd_diffusers.cli", "demo", "--no-browser", *map(str, options)]
+    return [sys.executable, "-m", "gdd_diffusers.app.cli", "demo", "--no-browser", *map(str, options)]
 
 
 @pytest.fixture(scope="module")
@@ -523,13 +523,13 @@ def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
 
 
 def test_what_keeps_the_page_from_opening_is_told(server, model, tmp_path):
-    def run(*options, code="from gdd_diffusers.cli import main; main()"):
+    def run(*options, code="from gdd_diffusers.app.cli import main; main()"):
         arguments = [sys.executable, "-c", code, "demo", "--no-browser", *map(str, options)]
         result = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
         assert "Traceback" not in result.stderr
         return result.returncode, result.stderr
 
-    without = "import sys; sys.modules['gradio'] = None; from gdd_diffusers.cli import main; main()"
+    without = "import sys; sys.modules['gradio'] = None; from gdd_diffusers.app.cli import main; main()"
     code, said = run(code=without)
     assert code == 1 and 'pip install "gdd-diffusers[demo]"' in said
     code, said = run("--model", tmp_path)

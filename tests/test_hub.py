@@ -39,10 +39,12 @@ def run(pipe):
 
 PUBLISH = """
 import logging
-from gdd_diffusers import RealDenoisePipeline, cli, hub
+from gdd_diffusers import RealDenoisePipeline
+from gdd_diffusers.app import cli
+from gdd_diffusers.hub import publishing as hub
 
 warned = []
-logging.getLogger("gdd_diffusers.hub").addFilter(lambda record: warned.append(record.getMessage()))
+logging.getLogger("gdd_diffusers.hub.publishing").addFilter(lambda record: warned.append(record.getMessage()))
 
 # A folder by the command
 folder, files = sys.argv[1:]
@@ -74,7 +76,7 @@ print(json.dumps({"warnings": warned}))
 """
 
 COMMAND = """
-from gdd_diffusers import cli
+from gdd_diffusers.app import cli
 def denoise(model, output):
     arguments = ["denoise", noisy, "-o", output, "--model", model, "--dtype", "float32", "--steps", "3"]
     return CliRunner().invoke(cli.app, arguments).exit_code

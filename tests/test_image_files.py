@@ -13,8 +13,7 @@ import pyvips
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from gdd_diffusers import image_files
-from gdd_diffusers.image_files import ImageFileError, check_output, list_images, read_image, write_image
+from gdd_diffusers.files import ImageFileError, check_output, image_files, list_images, read_image, write_image
 
 
 GPS = {1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0), 6: 35.5}
@@ -698,7 +697,7 @@ def test_header_bomb_fails_without_taking_the_memory(tmp_path, name):
     assert (tmp_path / name).stat().st_size < 20_000
     script = f"""
 from pathlib import Path
-from gdd_diffusers.image_files import ImageFileError, read_image
+from gdd_diffusers.files import ImageFileError, read_image
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
@@ -788,7 +787,7 @@ def test_no_warning_of_libvips_reaches_the_terminal(tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
     Image.fromarray(noise()).save(tmp_path / "b.tif", icc_profile=b"broken", tiffinfo={65000: "a tag of nobody"})
     script = f"""
-from gdd_diffusers.image_files import ImageFileError, read_image, write_image
+from gdd_diffusers.files import ImageFileError, read_image, write_image
 picture = read_image({str(tmp_path / "b.tif")!r})
 write_image({str(tmp_path / "c.tif")!r}, picture.pixels, like=picture)
 try:
@@ -869,7 +868,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, extension):
     script = f"""
 import resource, signal
 import numpy as np
-from gdd_diffusers.image_files import ImageFileError, write_image
+from gdd_diffusers.files import ImageFileError, write_image
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gdd_diffusers.jpeg import through_jpeg
+from gdd_diffusers.data.jpeg import through_jpeg
 
 
 def picture(height=61, width=83):

@@ -75,7 +75,7 @@ def test_a_profile_of_other_colours_does_not_stay(pipe):
 
 def test_tiles_and_overlaps_are_multiples_before_they_are_compared():
     pipe = make_pipeline()
-    multiple = pipe._multiple
+    multiple = pipe.spatial_multiple
     for tile_size, overlap in ((2 * multiple - 1, 1), (multiple + 2, multiple // 2 + 1)):
         with pytest.raises(ValueError, match=f"must be at least {2 * multiple} for this network"):
             pipe.enable_tiling(tile_size, overlap)

@@ -10,7 +10,7 @@ import pytest
 from hub_server import TOKEN, Handler, Hub
 from PIL import Image
 
-from gdd_diffusers.paired_data import load_hub_dataset
+from gdd_diffusers.data.layouts import load_hub_dataset
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -28,9 +28,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
-from gdd_diffusers.camera_noise import CameraNoise
+from gdd_diffusers.data.batches import Source, TrainingBatches
+from gdd_diffusers.data.camera_noise import CameraNoise
+from gdd_diffusers.data.layouts import find_images, load_clean, load_pairs
 from gdd_diffusers.metrics import psnr
-from gdd_diffusers.paired_data import Source, TrainingBatches, find_images, load_clean, load_pairs
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

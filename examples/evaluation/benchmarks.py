@@ -11,9 +11,9 @@ import numpy as np
 import scipy.io
 import torch
 
-from gdd_diffusers.camera_noise import PRESETS, CameraNoise
-from gdd_diffusers.matlab_files import open_dnd, open_sidd_blocks
-from gdd_diffusers.paired_data import UNREADABLE, decode, load_clean, load_hub_dataset, load_pairs, load_polyu
+from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
+from gdd_diffusers.data.layouts import UNREADABLE, decode, load_clean, load_hub_dataset, load_pairs, load_polyu
+from gdd_diffusers.data.matlab_files import open_dnd, open_sidd_blocks
 
 
 DND_CROPS = 20  # of each image, by the rules of the benchmark

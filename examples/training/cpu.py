@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gdd_diffusers.paired_data import SIMULATION_GROUP, TrainingBatches
+from gdd_diffusers.data.batches import SIMULATION_GROUP, TrainingBatches
 
 from .checkpoints import outlive_signals
 

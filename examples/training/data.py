@@ -5,8 +5,9 @@ from pathlib import Path
 import datasets
 import torch
 
-from gdd_diffusers.camera_noise import CameraNoise
-from gdd_diffusers.paired_data import Pictures, Source, load_clean, load_hub_dataset, load_pairs, split_by_scene
+from gdd_diffusers.data.batches import Pictures, Source
+from gdd_diffusers.data.camera_noise import CameraNoise
+from gdd_diffusers.data.layouts import load_clean, load_hub_dataset, load_pairs, split_by_scene
 
 
 # (noisy, clean), float [1, 3, h, w] in [0, 1]

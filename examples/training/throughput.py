@@ -35,7 +35,7 @@ from training.data import load_data
 from training.model import build_pipeline
 from training.optimizer import build_optimizer
 
-from gdd_diffusers.paired_data import TrainingBatches
+from gdd_diffusers.data.batches import TrainingBatches
 
 
 START_STEPS = 40

@@ -225,7 +225,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         """
         if tile_overlap is None:
             tile_overlap = self.config.tile_overlap
-        multiple = self._multiple  # of which tiles and overlaps are made
+        multiple = self.spatial_multiple  # of which tiles and overlaps are made
         smallest = max(2 * -(-tile_overlap // multiple), 1) * multiple
         if tile_overlap < 0 or tile_size < smallest:
             raise ValueError(
@@ -239,7 +239,8 @@ class RealDenoisePipeline(DiffusionPipeline):
         self.register_to_config(tile_size=None, tile_overlap=self.config.tile_overlap)
 
     @property
-    def _multiple(self) -> int:
+    def spatial_multiple(self) -> int:
+        """Sides of tiles and padded images are multiples of this, in pixels."""
         return self.config.pixel_unshuffle * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
@@ -330,7 +331,9 @@ class RealDenoisePipeline(DiffusionPipeline):
         """x_T in [-1, 1] of pictures of one size, `[B, C, H, W]` with sides padded to what the network can take."""
         height, width = pictures[0].shape[-2:]
         channels = self.unet.config.in_channels // self.config.pixel_unshuffle**2
-        padded_height, padded_width = (-(-side // self._multiple) * self._multiple for side in (height, width))
+        padded_height, padded_width = (
+            -(-side // self.spatial_multiple) * self.spatial_multiple for side in (height, width)
+        )
         latents = torch.empty(len(pictures), channels, padded_height, padded_width)
         for latent, picture in zip(latents, pictures, strict=True):
             colours = picture[: colour_channels(picture)]
@@ -413,12 +416,14 @@ class RealDenoisePipeline(DiffusionPipeline):
         batches = [list(batch) for _, batch in groupby(pictures, key=lambda picture: picture.shape[-2:])]
         longest = max(max(picture.shape[-2:]) for picture in pictures)
         plan = {
-            "tile_size": self.config.tile_size or longest + self._multiple,
+            "tile_size": self.config.tile_size or longest + self.spatial_multiple,
             "overlap": self.config.tile_overlap if self.config.tile_size else 0,
-            "multiple": self._multiple,
+            "multiple": self.spatial_multiple,
         }
         tiles = sum(
-            count_tiles(*(-(-side // self._multiple) * self._multiple for side in picture.shape[-2:]), **plan)
+            count_tiles(
+                *(-(-side // self.spatial_multiple) * self.spatial_multiple for side in picture.shape[-2:]), **plan
+            )
             for picture in pictures
         )
 

@@ -80,7 +80,7 @@ def plan_outputs(
     inputs: list[Path], output: str | None, format: str | None, recursive: bool
 ) -> tuple[dict[Path, Path], dict[Path, str]]:
     """Which file each picture goes to, and which inputs are no pictures, and why."""
-    from .image_files import FORMATS, list_images
+    from ..files import FORMATS, list_images
 
     sources: dict[Path, Path] = {}  # picture: its path below the output folder
     failed = {}
@@ -195,7 +195,7 @@ def denoise(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
     """Remove the noise from pictures. Depth, colour profile and metadata stay as they are; CMYK becomes sRGB."""
-    from .image_files import FORMATS, check_output, read_image, write_image
+    from ..files import FORMATS, check_output, read_image, write_image
 
     if format is not None:
         format = format.lower().removeprefix(".")
@@ -286,8 +286,8 @@ def write_comparison(path: Path, before, after, format: str | None, overwrite: b
     import numpy as np
     from PIL import Image
 
-    from .comparison import compare
-    from .image_files import for_display, write_image
+    from ..comparison import compare
+    from ..files import for_display, write_image
 
     pictures = {"before": before, "after": after}
     sheet = compare({name: Image.fromarray(for_display(pixels)) for name, pixels in pictures.items()})
@@ -347,7 +347,7 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ):
     """Make a clean photograph noisy as a camera would have: to try a denoiser with the truth at hand."""
-    from .image_files import check_output, read_image, write_image
+    from ..files import check_output, read_image, write_image
 
     if iso is not None and preset == Preset.gaussian:
         raise fail("--iso is for cameras, and --preset gaussian is none; leave one of them out.", 2)
@@ -383,7 +383,7 @@ def publish(
     """Put a model on the Hub, where anyone can load it, with this package or without it."""
     import tempfile
 
-    from . import hub
+    from .. import hub
 
     load_model(str(folder))  # which says what is wrong with it, if anything is
     try:
@@ -414,7 +414,7 @@ def demo(
 ):
     """Open a page in the browser to drop pictures on. They stay on this machine."""
     try:
-        from .demo_app import launch
+        from .demo.page import launch
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -151,7 +151,7 @@ def read_image(path: str | Path) -> ImageFile:
         >>> from pathlib import Path
 
         >>> import numpy as np
-        >>> from gdd_diffusers.image_files import read_image, write_image
+        >>> from gdd_diffusers.files import read_image, write_image
 
         >>> folder = Path(tempfile.mkdtemp())
         >>> write_image(folder / "noisy.png", np.full((2, 3, 3), 1000, np.uint16))

@@ -9,21 +9,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from .pipeline_real_denoise import RealDenoisePipeline, hub_error_reason
+from ..pipeline_real_denoise import RealDenoisePipeline, hub_error_reason
+from .model_card import model_card
 
 
 logger = logging.getLogger(__name__)
 
-CODE = Path(__file__).parent
+CODE = Path(__file__).parents[1]
 PIPELINE_MODULES = ("pipeline_real_denoise", "scheduling_interpolation", "tiling", "unet_local")
 COMPONENT_MODULES = {"InterpolationScheduler": "scheduling_interpolation", "LocalUNet2DModel": "unet_local"}
 SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers [0-9a-f]{16} -->\n*$")
@@ -54,192 +54,6 @@ from gdd_diffusers import RealDenoisePipeline
 
 np.save(output, [by_code, denoise(RealDenoisePipeline.from_pretrained)])
 """
-
-CARD = """# {name}
-
-Takes the noise off photographs by a general denoising diffusion
-([Real-World Denoising via Diffusion Model](https://arxiv.org/abs/2305.04457), re-implemented from its description).
-{introduction}{picture}
-## Usage
-
-With the package gdd-diffusers, which runs no code from this repo:
-
-```py
-from gdd_diffusers import RealDenoisePipeline
-from PIL import Image
-
-pipe = RealDenoisePipeline.from_pretrained("{name}")
-pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
-```
-
-```bash
-gdd denoise noisy.jpg --model {name}
-```
-
-Without it, after `pip install torch diffusers accelerate`. This runs the Python files of this repo; read them first,
-and pin the `revision` that you have read:
-
-```py
-from diffusers import DiffusionPipeline
-from PIL import Image
-
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
-pipe(Image.open("noisy.jpg")).images[0].save("clean.png")
-```
-
-`variant="fp16"` downloads half as much. Where there is no network, load the folder that
-`hf download {name} --local-dir gdd` has made.
-
-## Recipe
-
-{recipe}
-
-## Training data
-
-{training_data}
-
-Licence of these weights: {license}.
-
-## Results
-
-{results}
-
-## Limits
-
-{limits}
-
-## Citation
-
-```bibtex
-@article{{yang2023realworld,
-  title   = {{Real-World Denoising via Diffusion Model}},
-  author  = {{Yang, Cheng and Liang, Lijing and Su, Zhixun}},
-  journal = {{arXiv preprint arXiv:2305.04457}},
-  year    = {{2023}}
-}}
-```
-"""
-
-
-@dataclass
-class Result:
-    """
-    A measured figure for the model card: the mean over a set of pictures, before and after.
-
-    Args:
-        dataset (`str`): The pictures and their noise.
-        metric (`str`): Its name, with the unit in brackets if it has one: `"PSNR (dB)"`.
-        noisy (`float`, *optional*): Of the noisy pictures; `None` for clean ones, which the model should leave alone.
-        denoised (`float`): Of what the model makes of them.
-        setting (`str`, defaults to `"denoised"`): What tells several ways apart: `"origin, 10 steps"`.
-    """
-
-    dataset: str
-    metric: str
-    noisy: float | None
-    denoised: float
-    setting: str = "denoised"
-
-
-def model_card(
-    name: str,
-    *,
-    license: str = "unknown",
-    introduction: str = "",
-    recipe: str = "Not stated.",
-    training_data: str = "Not stated.",
-    datasets: list[str] | None = None,
-    results: list[Result] | None = None,
-    commands: list[str] | None = None,
-    limits: str = "Made for photographs. What it does to other pictures has not been looked at.",
-    picture: str | None = None,
-) -> ModelCard:
-    """
-    The model card of a pipeline, with fixed sections.
-
-    Args:
-        name (`str`): Repo id, or the folder's name; publishing puts the repo id in its place in the code.
-        license (`str`, defaults to `"unknown"`): Of the weights, as the Hub spells it: `"apache-2.0"`.
-        introduction (`str`, *optional*): Markdown: what to know before the lines of usage.
-        recipe (`str`): Markdown: the network, how it was trained and by which command.
-        training_data (`str`): Markdown: the pictures, their authors and licences; the first paragraph in short.
-        datasets (`list[str]`, *optional*): Datasets on the Hub that were trained on.
-        results (`list[Result]`, *optional*): What was measured; goes into the table and into `model-index`.
-        commands (`list[str]`, *optional*): What measured it.
-        limits (`str`): Markdown: what it does to pictures that it was not made for.
-        picture (`str`, *optional*): A before/after picture, as a path relative to the card.
-
-    Example:
-        ```py
-        >>> from gdd_diffusers.hub import Result, model_card
-
-        >>> card = model_card("my-gdd", license="apache-2.0", results=[Result("kitchen", "PSNR (dB)", 22.5, 30.25)])
-        >>> card.data.eval_results[0].metric_value
-        30.25
-
-        ```
-    """
-    results = results or []
-    evaluations = [
-        EvalResult(
-            task_type="image-to-image",
-            task_name="Image denoising",
-            dataset_type=_slug(result.dataset),
-            dataset_name=result.dataset,
-            metric_type=_slug(result.metric.partition(" (")[0]),
-            metric_name=f"{result.metric}, {result.setting}",
-            metric_value=float(_number(result.denoised)),
-        )
-        for result in results
-    ]
-    measured = _table(results) if results else "Not measured."
-    if commands:
-        measured += "\n\n```bash\n" + "\n".join(commands) + "\n```"
-    data = ModelCardData(
-        license=license,
-        library_name="diffusers",
-        pipeline_tag="image-to-image",
-        tags=["image-denoising", "image-restoration", "gdd-diffusers", "arxiv:2305.04457"],
-        datasets=datasets,
-        model_name=name if evaluations else None,
-        eval_results=evaluations or None,
-    )
-    text = CARD.format(
-        name=name,
-        introduction=f"\n{introduction.strip()}\n" if introduction else "",
-        picture=f"\n![Noisy and denoised]({picture})\n" if picture else "",
-        recipe=recipe.strip(),
-        training_data=training_data.strip(),
-        license=license,
-        results=measured,
-        limits=limits.strip(),
-    )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
-
-
-def _table(results: list[Result]) -> str:
-    """For each set of pictures a row of the noisy ones and one of each setting; a column for each metric."""
-    metrics = dict.fromkeys(result.metric for result in results)
-    data = {}  # set of pictures: setting: metric: value
-    for result in results:
-        rows = data.setdefault(result.dataset, {})
-        if result.noisy is not None:
-            rows.setdefault("noisy", dict(metrics))[result.metric] = result.noisy
-        rows.setdefault(result.setting, dict(metrics))[result.metric] = result.denoised
-    lines = [["pictures", "", *metrics], ["---", "---", *["---:"] * len(metrics)]]
-    for dataset, rows in data.items():
-        for i, (setting, values) in enumerate(rows.items()):
-            cells = ["" if value is None else _number(value) for value in values.values()]
-            lines.append(["" if i else dataset, setting, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 2 else f"{value:.4f}"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def build_repo(model: RealDenoisePipeline | str | os.PathLike, folder: str | os.PathLike, name: str):

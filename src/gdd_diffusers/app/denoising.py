@@ -22,7 +22,7 @@ def choose_device(device: str = "auto", dtype: str = "auto"):
 
     Example:
         ```py
-        >>> from gdd_diffusers.denoising import choose_device
+        >>> from gdd_diffusers.app.denoising import choose_device
 
         >>> choose_device("cpu", "float32")
         (device(type='cpu'), torch.float32)
@@ -54,7 +54,7 @@ def find_model(model: str | None) -> Path:
     Raises:
         `OSError`: When there is neither such a folder nor such a model on the Hub, in one sentence.
     """
-    from .pipeline_real_denoise import BUNDLED, RealDenoisePipeline
+    from ..pipeline_real_denoise import BUNDLED, RealDenoisePipeline
 
     if model is None:
         return BUNDLED
@@ -78,7 +78,7 @@ def load_pipeline(folder: Path, **kwargs):
     """
     from diffusers.utils import logging
 
-    from .pipeline_real_denoise import RealDenoisePipeline
+    from ..pipeline_real_denoise import RealDenoisePipeline
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -126,7 +126,7 @@ def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     import numpy as np
     import torch
 
-    from .camera_noise import CameraNoise
+    from ..data.camera_noise import CameraNoise
 
     if pixels.shape[-1] != 3:
         raise ValueError("the simulated camera takes colour pictures only, without transparency.")

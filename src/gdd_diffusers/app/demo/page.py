@@ -28,13 +28,13 @@ import pyvips
 import torch
 from PIL import Image
 
-from .denoising import choose_device, denoise_pixels, find_model, load_pipeline, one_line, set_up, simulate_pixels
-from .image_files import FORMATS, ImageFile, check_output, for_display, read_image, write_image
-from .metrics import psnr, ssim
-from .pipeline_real_denoise import RealDenoisePipeline
+from ...files import FORMATS, ImageFile, check_output, for_display, read_image, write_image
+from ...metrics import psnr, ssim
+from ...pipeline_real_denoise import RealDenoisePipeline
+from ..denoising import choose_device, denoise_pixels, find_model, load_pipeline, one_line, set_up, simulate_pixels
 
 
-FILES = Path(__file__).parent / "demo_files"
+FILES = Path(__file__).parent
 EXAMPLES = ("coffee_noisy.jpg", "coffee_clean.jpg")
 MAX_MEGABYTES = 200
 MAX_MEGAPIXELS = 100
@@ -548,7 +548,7 @@ def check_pixels(file: Path):
     """
     Raise `ValueError` for a picture with more pixels than the page takes, before they are decoded.
 
-    What is no picture at all is left to [`~gdd_diffusers.image_files.read_image`], which knows how to say so.
+    What is no picture at all is left to [`~gdd_diffusers.files.read_image`], which knows how to say so.
     """
     try:
         header = pyvips.Image.new_from_source(pyvips.Source.new_from_file(str(file)), "")

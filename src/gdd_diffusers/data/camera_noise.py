@@ -123,7 +123,7 @@ class CameraNoise:
 
     ```py
     >>> import torch
-    >>> from gdd_diffusers.camera_noise import CameraNoise
+    >>> from gdd_diffusers.data.camera_noise import CameraNoise
     >>> photographs = torch.rand(4, 3, 96, 96)
     >>> clean, noisy = CameraNoise("phone")(photographs, torch.Generator().manual_seed(0), iso=1600)
     >>> clean.shape == noisy.shape == photographs.shape

@@ -49,7 +49,7 @@ def through_jpeg(
 
     ```py
     >>> import torch
-    >>> from gdd_diffusers.jpeg import through_jpeg
+    >>> from gdd_diffusers.data.jpeg import through_jpeg
 
     >>> pictures = torch.rand(2, 3, 40, 56)
     >>> good, bad = through_jpeg(pictures, quality=torch.tensor([95, 30]), subsampling=0) - pictures

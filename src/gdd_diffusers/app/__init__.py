@@ -1,0 +1,1 @@
+"""What people run: the `gdd` command and its page."""

@@ -1,0 +1,285 @@
+import logging
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdd_diffusers.data.batches import Pictures, Source, TrainingBatches
+from gdd_diffusers.data.layouts import (
+    find_images,
+    load_clean,
+    load_hub_dataset,
+    load_pairs,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def save(path, size=(48, 40), seed=0, **options):
+    """A picture whose every pixel is different from its neighbours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+@pytest.fixture
+def clean_dir(tmp_path):
+    for i in range(5):
+        save(tmp_path / "photos" / f"{i}.png", seed=i)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def pair_dirs(tmp_path):
+    for i in range(5):
+        save(tmp_path / "noisy" / f"{i}.png", seed=100 + i)
+        save(tmp_path / "clean" / f"{i}.png", seed=i)
+    return tmp_path / "noisy", tmp_path / "clean"
+
+
+def add_noise(clean, generator):
+    """The smallest simulator: white noise on the uint8 grid."""
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
+    return clean, (noisy.clamp(0, 1) * 255).round() / 255
+
+
+def batches_of(dataset, simulator=None, batch_size=8, crop_schedule=((24, 1.0),), num_batches=20, **options):
+    return TrainingBatches([Source(dataset, 1.0, simulator)], batch_size, crop_schedule, num_batches, **options)
+
+
+def assert_equal(a, b):
+    assert a["files"] == b["files"]
+    for name in ("noisy", "clean", "u"):
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+# Where pictures come from
+
+
+def break_file(path):
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def test_an_unreadable_file_is_named_skipped_and_counted(clean_dir, caplog):
+    break_file(clean_dir / "2.png")
+    batches = batches_of(load_clean(clean_dir), add_noise)
+    with caplog.at_level(logging.WARNING):
+        files = [file for k in range(10) for file in batches[k]["files"]]
+    assert not any("2.png" in file for file in files)
+    assert {file[-5:] for file in files} == {"0.png", "1.png", "3.png", "4.png"}
+    warnings = [record for record in caplog.records if "2.png cannot be read and is left out" in record.message]
+    assert len(warnings) == 1
+
+
+def test_more_than_one_percent_unreadable_is_an_error(clean_dir):
+    break_file(clean_dir / "2.png")
+    (clean_dir / "3.png").write_bytes(b"")
+    batches = batches_of(load_clean(clean_dir), add_noise)
+    with pytest.raises(
+        ValueError, match=r"2 of 5 pictures cannot be read, which is more than 1%: .*[23].png.*[23].png"
+    ):
+        [batches[k] for k in range(10)]
+
+
+def test_the_one_picture_there_is_must_be_readable(tmp_path):
+    save(tmp_path / "photos" / "0.png")
+    break_file(tmp_path / "photos" / "0.png")
+    with pytest.raises(ValueError, match=r"1 of 1 pictures cannot be read.*0.png"):
+        batches_of(load_clean(tmp_path / "photos"), add_noise)[0]
+
+
+def test_the_unreadable_half_of_a_pair_is_the_one_that_is_named(pair_dirs, caplog):
+    break_file(pair_dirs[0] / "3.png")
+    assert Pictures(load_pairs(*pair_dirs))[3] is None
+    assert "noisy/3.png cannot be read" in caplog.text
+
+
+def test_pictures_are_read_once_while_memory_lasts(clean_dir):
+    pictures = Pictures(load_clean(clean_dir))
+    assert pictures[1] is pictures[1]
+    before = pictures[1]["clean"].copy()
+    (clean_dir / "1.png").unlink()
+    np.testing.assert_array_equal(pictures[1]["clean"], before)
+
+
+def test_pictures_smaller_than_the_crop_are_named_before_any_work(clean_dir):
+    with pytest.raises(ValueError, match=r"0.png is 48x40, but training needs sides of at least 48 px"):
+        batches_of(load_clean(clean_dir), add_noise, crop_schedule=[(24, 0.5), (48, 1.0)])
+
+
+def test_small_pictures_within_a_dataset_are_named_when_read(clean_dir):
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(clean_dir)]
+    dataset = datasets.Dataset.from_dict({"clean": cells}, features=datasets.Features({"clean": datasets.Image()}))
+    batches = batches_of(dataset, add_noise, crop_schedule=[(48, 1.0)])
+    with pytest.raises(ValueError, match=r"\d.png is 48x40, but training needs sides of at least 48 px"):
+        batches[0]
+
+
+def test_clean_pictures_need_a_simulator(clean_dir):
+    with pytest.raises(ValueError, match="needs a simulator"):
+        batches_of(load_clean(clean_dir))
+
+
+def test_batches_depend_on_seed_and_number_alone(clean_dir):
+    dataset = load_clean(clean_dir)
+    in_order = [batches_of(dataset, add_noise)[k] for k in range(4)]
+    batches = batches_of(dataset, add_noise)
+    for k in (3, 1, 2):
+        assert_equal(batches[k], in_order[k])
+    assert not torch.equal(in_order[0]["clean"], in_order[1]["clean"])
+    other_seed = batches_of(dataset, add_noise, seed=1)[0]
+    assert not torch.equal(other_seed["clean"], in_order[0]["clean"])
+
+
+def test_two_processes_see_together_what_one_sees_with_twice_the_batch(clean_dir):
+    dataset = load_clean(clean_dir)
+    whole = batches_of(dataset, add_noise, batch_size=16)[5]
+    halves = [batches_of(dataset, add_noise, process_index=i, num_processes=2)[5] for i in range(2)]
+    joined = {name: torch.cat([half[name] for half in halves]) for name in ("noisy", "clean", "u")}
+    assert_equal(joined | {"files": halves[0]["files"] + halves[1]["files"]}, whole)
+
+
+def test_a_worker_process_changes_nothing(clean_dir):
+    batches = batches_of(load_clean(clean_dir), add_noise)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(3, 6), num_workers=1)
+    for k, batch in zip(range(3, 6), loader, strict=True):
+        assert_equal(batch, batches[k])
+
+
+def test_noisy_and_clean_are_cut_flipped_and_turned_alike(pair_dirs, tmp_path):
+    for path in find_images(pair_dirs[1]):
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(255 - pixels).save(pair_dirs[0] / path.name)
+    batch = batches_of(load_pairs(*pair_dirs), batch_size=32)[0]
+    torch.testing.assert_close(batch["noisy"], 255 - batch["clean"], rtol=0, atol=0)
+
+
+def test_all_eight_orientations_come(tmp_path):
+    pixels = save(tmp_path / "photos" / "0.png", size=(24, 24))
+    Image.fromarray(pixels).save(tmp_path / "photos" / "1.png")
+    dataset = load_pairs(tmp_path / "photos", tmp_path / "photos")
+    batch = batches_of(dataset, batch_size=64)[0]
+    expected = {np.rot90(p, turns).tobytes() for p in (pixels, pixels[:, ::-1]) for turns in range(4)}
+    seen = {np.ascontiguousarray(clean.permute(1, 2, 0).numpy()).tobytes() for clean in batch["clean"]}
+    assert seen == expected
+
+
+def test_crops_grow_and_batches_shrink_by_the_schedule(clean_dir):
+    batches = batches_of(
+        load_clean(clean_dir), add_noise, batch_size=16, crop_schedule=[(8, 0.5), (16, 0.75), (32, 1.0)], num_batches=8
+    )
+    shapes = [tuple(batches[k]["clean"].shape) for k in range(8)]
+    assert shapes == [(16, 3, 8, 8)] * 4 + [(4, 3, 16, 16)] * 2 + [(1, 3, 32, 32)] * 2
+
+
+def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):
+    sources = [Source(load_clean(clean_dir), 3.0, add_noise), Source(load_pairs(*pair_dirs), 1.0)]
+    batches = TrainingBatches(sources, 100, [(24, 1.0)], 5)
+    simulated = sum("photos" in file for k in range(5) for file in batches[k]["files"])
+    assert 340 < simulated < 410  # 375 expected, with a standard deviation of 10
+    sample = batches[0]
+    assert sample["noisy"].shape == sample["clean"].shape == (100, 3, 24, 24)
+
+
+@pytest.mark.parametrize("batch_size", [8, 6])
+def test_noise_may_be_left_to_a_device(clean_dir, pair_dirs, batch_size):
+    def of_device(device):
+        sources = [Source(load_clean(clean_dir), 3.0, add_noise), Source(load_pairs(*pair_dirs), 1.0)]
+        return TrainingBatches(sources, batch_size, [(24, 1.0)], 6, device=device)
+
+    on_cpu, left = of_device(None), of_device("cuda")
+    for k in range(6):
+        item = left[k]  # made without touching the device, as in a worker
+        assert item["clean"].shape == (batch_size, 3, 24, 24) and 0 < len(item["to_simulate"][0]["rows"]) <= batch_size
+        left.device = torch.device("cpu")
+        finished, expected = left.simulate(item), on_cpu[k]
+        left.device = torch.device("cuda")
+        assert finished.keys() == expected.keys() and finished["files"] == expected["files"]
+        for name in ("clean", "noisy", "u"):
+            assert torch.equal(finished[name], expected[name])
+        assert torch.equal(on_cpu.simulate(expected)["noisy"], expected["noisy"])
+
+
+def test_a_device_that_is_no_cuda_leaves_the_noise_to_the_cpu(clean_dir):
+    """Not every version of torch has all that the simulator needs for the GPUs of Macs."""
+    batches = batches_of(load_clean(clean_dir), add_noise, device="mps")
+    assert "to_simulate" not in batches[0]
+    assert_equal(batches[0], batches_of(load_clean(clean_dir), add_noise)[0])
+
+
+def test_noise_left_to_a_cpu_is_that_of_its_workers(clean_dir):
+    batches = batches_of(load_clean(clean_dir), add_noise, batch_size=20, device="cpu")
+    assert [len(group["rows"]) for group in batches[0]["to_simulate"]] == [8, 8, 4]
+    item, expected = batches[0], batches_of(load_clean(clean_dir), add_noise, batch_size=20)[0]
+    num_threads = torch.get_num_threads()
+    for _ in range(2):  # and the item stays as it is
+        assert_equal(batches.simulate(item), expected)
+    assert torch.get_num_threads() == num_threads
+
+
+def test_a_device_simulates_a_whole_batch_at_once(clean_dir):
+    item = batches_of(load_clean(clean_dir), add_noise, batch_size=20, device="cuda")[0]
+    assert [len(group["rows"]) for group in item["to_simulate"]] == [20]
+
+
+# Streams
+
+
+@pytest.fixture
+def streamed(tmp_path):
+    """Forty rows in four files, one of them unreadable."""
+    cells = []
+    for i in range(40):
+        save(tmp_path / "tiles" / f"{i:02d}.png", seed=i, size=(32, 32))
+        data = (tmp_path / "tiles" / f"{i:02d}.png").read_bytes()
+        cells.append({"bytes": data[:500] if i == 17 else data, "path": f"{i:02d}.png"})
+    (tmp_path / "hub").mkdir()
+    features = datasets.Features({"clean": datasets.Image()})
+    for shard in range(4):
+        part = datasets.Dataset.from_dict({"clean": cells[shard::4]}, features=features)
+        part.to_parquet(tmp_path / "hub" / f"train-{shard}.parquet")
+    return lambda: load_hub_dataset(str(tmp_path / "hub"), streaming=True)
+
+
+def test_a_stream_gives_every_row_once_a_pass_in_shuffled_order(streamed):
+    batches = batches_of(streamed(), add_noise, batch_size=8)
+    passes = [[file for k in range(5 * i, 5 * i + 5) for file in batches[k]["files"]] for i in range(2)]
+    for files in passes:
+        assert len(files) == 40
+        assert set(files) == {f"{i:02d}.png" for i in range(40)} - {"17.png"}
+    assert passes[0] != passes[1]
+    assert passes[0] != sorted(passes[0])
+
+
+def test_a_stream_goes_on_where_it_was(streamed):
+    in_order = batches_of(streamed(), add_noise)
+    expected = [in_order[k] for k in range(8)]
+    for start in range(8):
+        assert_equal(batches_of(streamed(), add_noise)[start], expected[start])
+    assert_equal(in_order[2], expected[2])  # backwards too
+
+
+def test_batches_go_to_worker_processes_however_these_are_started(streamed, clean_dir):
+    for batches in (batches_of(streamed(), add_noise), batches_of(load_clean(clean_dir), add_noise)):
+        assert_equal(pickle.loads(pickle.dumps(batches))[1], batches[1])
+
+
+def test_two_processes_divide_a_stream(streamed):
+    whole = batches_of(streamed(), add_noise, batch_size=16)
+    halves = [batches_of(streamed(), add_noise, process_index=i, num_processes=2) for i in range(2)]
+    for k in range(4):
+        assert halves[0][k]["files"] + halves[1][k]["files"] == whole[k]["files"]
+
+
+def test_an_empty_stream_is_an_error():
+    features = datasets.Features({"clean": datasets.Image()})
+    empty = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
+    with pytest.raises(ValueError, match="stream.* is empty"):
+        batches_of(empty, add_noise)[0]
