@@ -208,7 +208,7 @@ def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png")
     (tmp_path / "none").mkdir()
     code, said = run("denoise", "none")
-    assert code == 1 and "none holds no picture" in said
+    assert code == 1 and "none holds no image" in said
     code, said = run("denoise", noisy, "-o", "/proc/nowhere/clean.png")
     assert code == 1 and "/proc/nowhere" in said
 

@@ -398,7 +398,7 @@ def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_pa
         file.truncate(demo_app.MAX_MEGABYTES * 10**6 + 1_000_000)
 
     for name, sentence in {
-        "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP or AVIF picture, or is damaged.",
+        "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.",
         "cut.png": "cut.png is damaged",
         "bomb.png": "bomb.png has 20000 x 6000 pixels; this page takes up to 100 megapixels",
     }.items():

@@ -1,4 +1,4 @@
-"""Picture files: what goes in must come out, upright, to the bit where the format allows, or one clear sentence."""
+"""Image files: what goes in must come out, upright, to the bit where the format allows, or one clear sentence."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pyvips
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from gdd_diffusers.files import ImageFileError, check_output, image_files, list_images, read_image, write_image
+from gdd_diffusers.files import ImageFile, ImageFileError, check_output, list_images, read_image, write_image
 
 
 GPS = {1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0), 6: 35.5}
@@ -29,8 +29,8 @@ def noise(height=24, width=40, channels=3, dtype=np.uint8):
 
 def smooth(height=48, width=64, dtype=np.uint8):
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    picture = np.stack([x, y, 1 - x], axis=-1) * 0.8 + 0.1
-    return (picture * np.iinfo(dtype).max).round().astype(dtype)
+    image = np.stack([x, y, 1 - x], axis=-1) * 0.8 + 0.1
+    return (image * np.iinfo(dtype).max).round().astype(dtype)
 
 
 def vips(pixels):
@@ -102,10 +102,10 @@ def photoshop_resource(kind, content):
 def test_lossless_formats_return_every_bit(tmp_path, extension, dtype, channels):
     pixels = noise(channels=channels, dtype=dtype)
     vips(pixels).write_to_file(str(tmp_path / f"in.{extension}"))
-    picture = read_image(tmp_path / f"in.{extension}")
-    assert picture.pixels.dtype == dtype and picture.pixels.flags.writeable
-    np.testing.assert_array_equal(picture.pixels, pixels)
-    write_image(tmp_path / f"out.{extension}", picture.pixels, like=picture)
+    image = read_image(tmp_path / f"in.{extension}")
+    assert image.pixels.dtype == dtype and image.pixels.flags.writeable
+    np.testing.assert_array_equal(image.pixels, pixels)
+    write_image(tmp_path / f"out.{extension}", image.pixels, like=image)
     np.testing.assert_array_equal(decoded(tmp_path / f"out.{extension}"), pixels)
     assert decoded(tmp_path / f"out.{extension}").dtype == dtype
 
@@ -114,10 +114,10 @@ def test_lossless_formats_return_every_bit(tmp_path, extension, dtype, channels)
 def test_lossless_webp_stays_lossless_unless_a_quality_is_asked_for(tmp_path, channels):
     pixels = noise(channels=channels)
     Image.fromarray(pixels).save(tmp_path / "in.webp", lossless=True, exact=True, icc_profile=p3_profile())
-    picture = read_image(tmp_path / "in.webp")
-    write_image(tmp_path / "out.webp", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.webp")
+    write_image(tmp_path / "out.webp", image.pixels, like=image)
     np.testing.assert_array_equal(decoded(tmp_path / "out.webp"), pixels)
-    write_image(tmp_path / "lossy.webp", picture.pixels, like=picture, quality=80)
+    write_image(tmp_path / "lossy.webp", image.pixels, like=image, quality=80)
     assert (tmp_path / "lossy.webp").stat().st_size < 0.7 * (tmp_path / "out.webp").stat().st_size
 
 
@@ -125,11 +125,11 @@ def test_lossless_webp_stays_lossless_unless_a_quality_is_asked_for(tmp_path, ch
 def test_lossy_formats_stay_near(tmp_path, extension):
     pixels = smooth()
     write_image(tmp_path / f"a.{extension}", pixels)
-    picture = read_image(tmp_path / f"a.{extension}")
-    assert picture.format == {"jpg": "jpeg"}.get(extension, extension) and picture.bits == 8
-    assert np.abs(picture.pixels.astype(int) - pixels).max() <= 8
-    write_image(tmp_path / f"b.{extension}", picture.pixels, like=picture)
-    assert np.abs(decoded(tmp_path / f"b.{extension}").astype(int) - picture.pixels).max() <= 8
+    image = read_image(tmp_path / f"a.{extension}")
+    assert image.format == {"jpg": "jpeg"}.get(extension, extension) and image.bits == 8
+    assert np.abs(image.pixels.astype(int) - pixels).max() <= 8
+    write_image(tmp_path / f"b.{extension}", image.pixels, like=image)
+    assert np.abs(decoded(tmp_path / f"b.{extension}").astype(int) - image.pixels).max() <= 8
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 3), (3, 5000), (1, 17)])
@@ -137,8 +137,8 @@ def test_lossy_formats_stay_near(tmp_path, extension):
 def test_extreme_sizes(tmp_path, extension, size):
     pixels = np.full((*size, 3), 90, np.uint8)
     write_image(tmp_path / f"a.{extension}", pixels)
-    picture = read_image(tmp_path / f"a.{extension}")
-    write_image(tmp_path / f"b.{extension}", picture.pixels, like=picture)
+    image = read_image(tmp_path / f"a.{extension}")
+    write_image(tmp_path / f"b.{extension}", image.pixels, like=image)
     assert decoded(tmp_path / f"b.{extension}").shape == pixels.shape
     assert np.abs(decoded(tmp_path / f"b.{extension}").astype(int) - pixels).max() <= 2
 
@@ -149,46 +149,46 @@ def test_avif_keeps_its_depth_and_its_white(tmp_path, bits):
     codes = (smooth(dtype=np.uint16).astype(int) * levels // 65535).astype(np.uint16)
     codes[0, 0], codes[0, 1] = levels, 0
     vips(codes << (16 - bits)).heifsave(str(tmp_path / "in.avif"), compression="av1", bitdepth=bits, lossless=True)
-    picture = read_image(tmp_path / "in.avif")
-    assert picture.bits == bits and picture.pixels[0, 0].tolist() == [65535] * 3
-    np.testing.assert_array_equal(picture.pixels >> (16 - bits), codes)
-    picture.saving = {"lossless": True}
-    write_image(tmp_path / "out.avif", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.avif")
+    assert image.bits == bits and image.pixels[0, 0].tolist() == [65535] * 3
+    np.testing.assert_array_equal(image.pixels >> (16 - bits), codes)
+    image.saving = {"lossless": True}
+    write_image(tmp_path / "out.avif", image.pixels, like=image)
     assert pyvips.Image.new_from_file(str(tmp_path / "out.avif")).get("bits-per-sample") == bits
-    np.testing.assert_array_equal(read_image(tmp_path / "out.avif").pixels, picture.pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "out.avif").pixels, image.pixels)
 
 
-def test_palettes_and_bilevel_pictures_are_expanded(tmp_path):
+def test_palettes_and_bilevel_images_are_expanded(tmp_path):
     palette = Image.fromarray(smooth()).quantize(32)
     for name in ("p.png", "p.tif"):
         palette.save(tmp_path / name)
-        picture = read_image(tmp_path / name)
-        np.testing.assert_array_equal(picture.pixels, np.asarray(palette.convert("RGB")))
-        write_image(tmp_path / f"out-{name}", picture.pixels, like=picture)
-        np.testing.assert_array_equal(decoded(tmp_path / f"out-{name}"), picture.pixels)
+        image = read_image(tmp_path / name)
+        np.testing.assert_array_equal(image.pixels, np.asarray(palette.convert("RGB")))
+        write_image(tmp_path / f"out-{name}", image.pixels, like=image)
+        np.testing.assert_array_equal(decoded(tmp_path / f"out-{name}"), image.pixels)
     palette.save(tmp_path / "t.png", transparency=0)
     assert read_image(tmp_path / "t.png").pixels.shape == (48, 64, 4)
     bilevel = Image.fromarray(noise(channels=1)[..., 0] > 127)
     for name in ("b.png", "b.tif"):
         bilevel.save(tmp_path / name)
-        picture = read_image(tmp_path / name)
-        np.testing.assert_array_equal(picture.pixels[..., 0], np.asarray(bilevel) * 255)
-        half = picture.pixels // 2
-        write_image(tmp_path / f"out-{name}", half, like=picture)
+        image = read_image(tmp_path / name)
+        np.testing.assert_array_equal(image.pixels[..., 0], np.asarray(bilevel) * 255)
+        half = image.pixels // 2
+        write_image(tmp_path / f"out-{name}", half, like=image)
         np.testing.assert_array_equal(decoded(tmp_path / f"out-{name}"), half)
 
 
 def test_progressive_jpeg_stays_progressive_and_quality_never_falls(tmp_path):
     for quality, expected in ((60, 95), (95, 95), (98, 98), (100, 100)):
         Image.fromarray(smooth()).save(tmp_path / "in.jpg", quality=quality, progressive=quality == 98)
-        picture = read_image(tmp_path / "in.jpg")
-        assert picture.saving == {"interlace": quality == 98, "Q": expected}
-        write_image(tmp_path / "out.jpg", picture.pixels, like=picture, overwrite=True)
+        image = read_image(tmp_path / "in.jpg")
+        assert image.saving == {"interlace": quality == 98, "Q": expected}
+        write_image(tmp_path / "out.jpg", image.pixels, like=image, overwrite=True)
         out = Image.open(tmp_path / "out.jpg")
         assert ("progressive" in out.info) == (quality == 98)
         assert {layer[1:3] for layer in out.layer} == {(1, 1)}  # 4:4:4
         assert read_image(tmp_path / "out.jpg").saving["Q"] == expected
-    write_image(tmp_path / "small.jpg", picture.pixels, like=picture, quality=50)
+    write_image(tmp_path / "small.jpg", image.pixels, like=image, quality=50)
     assert (tmp_path / "small.jpg").stat().st_size < (tmp_path / "out.jpg").stat().st_size / 2
 
 
@@ -200,14 +200,14 @@ def test_cmyk_comes_out_as_rgb(tmp_path):
     Image.fromarray(inks, "CMYK").save(tmp_path / "in.jpg", quality=100, subsampling=0)
     Image.fromarray(inks, "CMYK").save(tmp_path / "in.tif")
     for name in ("in.jpg", "in.tif"):
-        picture = read_image(tmp_path / name)
-        white, black, cyan, magenta, yellow = picture.pixels[8, 8::16].astype(int)
+        image = read_image(tmp_path / name)
+        white, black, cyan, magenta, yellow = image.pixels[8, 8::16].astype(int)
         assert white.min() > 250 and black.max() < 60
         assert cyan[0] < 60 < 130 < cyan[2] and magenta[1] < 60 < 180 < magenta[0] and yellow[2] < 80 < 220 < yellow[0]
-        write_image(tmp_path / f"out-{name}", picture.pixels, like=picture)
+        write_image(tmp_path / f"out-{name}", image.pixels, like=image)
         out = pyvips.Image.new_from_file(str(tmp_path / f"out-{name}"))
         assert out.interpretation == "srgb" and "icc-profile-data" not in out.get_fields()
-        assert np.abs(out.numpy().astype(int) - picture.pixels).max() <= 2
+        assert np.abs(out.numpy().astype(int) - image.pixels).max() <= 2
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
@@ -223,7 +223,7 @@ def test_orientation_is_applied_once_and_metadata_stays(tmp_path, extension, ori
     if extension == "tif":
         # Pillow writes no EXIF into a TIFF, so let the code under test do it, and set the orientation by hand
         pixels = stored.numpy()
-        write_image(tmp_path / "in.tif", pixels, like=image_files.ImageFile(pixels, "tiff", 8, exif=exif_block()[6:]))
+        write_image(tmp_path / "in.tif", pixels, like=ImageFile(pixels, "tiff", 8, exif=exif_block()[6:]))
         tiff = bytearray((tmp_path / "in.tif").read_bytes())
         entry = tiff.rindex(bytes([0x12, 0x01, 3, 0, 1, 0, 0, 0]))
         tiff[entry + 8] = orientation
@@ -231,9 +231,9 @@ def test_orientation_is_applied_once_and_metadata_stays(tmp_path, extension, ori
     elif extension != "png":
         options = {"quality": 100, "subsampling": 0} if extension == "jpg" else {"lossless": True}
         Image.open(tmp_path / "in.png").save(tmp_path / f"in.{extension}", exif=exif_block(orientation), **options)
-    picture = read_image(tmp_path / f"in.{extension}")
-    assert np.abs(picture.pixels.astype(int) - upright).max() <= (3 if extension == "jpg" else 0)
-    write_image(tmp_path / f"out.{extension}", picture.pixels, like=picture)
+    image = read_image(tmp_path / f"in.{extension}")
+    assert np.abs(image.pixels.astype(int) - upright).max() <= (3 if extension == "jpg" else 0)
+    write_image(tmp_path / f"out.{extension}", image.pixels, like=image)
     assert np.abs(decoded(tmp_path / f"out.{extension}").astype(int) - upright).max() <= (
         5 if extension == "jpg" else 0
     )
@@ -246,13 +246,13 @@ def test_orientation_is_applied_once_and_metadata_stays(tmp_path, extension, ori
 @pytest.mark.parametrize("target", ["jpg", "png", "tif", "webp", "avif"])
 def test_metadata_crosses_formats(tmp_path, source, target):
     pixels = smooth()
-    first = image_files.ImageFile(pixels, "png", 8, resolution=(300 / 25.4, 300 / 25.4), exif=exif_block()[6:])
+    first = ImageFile(pixels, "png", 8, resolution=(300 / 25.4, 300 / 25.4), exif=exif_block()[6:])
     profile = p3_profile()
     for name, value in {"xmp-data": XMP, "icc-profile-data": profile}.items():
-        first.metadata[name] = pyvips.GValue.blob_type, value
+        first.metadata[name] = value
     write_image(tmp_path / f"in.{source}", pixels, like=first)
-    picture = read_image(tmp_path / f"in.{source}")
-    write_image(tmp_path / f"out.{target}", picture.pixels, like=picture)
+    image = read_image(tmp_path / f"in.{source}")
+    write_image(tmp_path / f"out.{target}", image.pixels, like=image)
     out = pyvips.Image.new_from_file(str(tmp_path / f"out.{target}"))
     assert out.get("icc-profile-data") == profile
     assert out.get("xmp-data") == XMP.replace(b'Orientation="6"', b'Orientation="1"')
@@ -273,16 +273,16 @@ def test_jpeg_exif_stays_byte_for_byte_but_for_orientation_and_thumbnail(tmp_pat
     Image.fromarray(smooth()).save(
         tmp_path / "in.jpg", exif=block[:next_directory] + thumbnail[:4] + block[next_directory + 4 :] + thumbnail[4:]
     )
-    picture = read_image(tmp_path / "in.jpg")
-    assert picture.pixels.shape == (64, 48, 3)
+    image = read_image(tmp_path / "in.jpg")
+    assert image.pixels.shape == (64, 48, 3)
     orientation = struct.pack(endian + "HHIH", 0x0112, 3, 1, 6)
     expected = block.replace(orientation, struct.pack(endian + "HHIH", 0x0112, 3, 1, 1)) + thumbnail[4:]
     for name in ("out.jpg", "out.png"):
-        write_image(tmp_path / name, picture.pixels, like=picture)
+        write_image(tmp_path / name, image.pixels, like=image)
         out = Image.open(tmp_path / name)
         assert b"Exif\0\0" + out.info["exif"].removeprefix(b"Exif\0\0") == expected
     for name in ("out.tif", "out.webp"):
-        write_image(tmp_path / name, picture.pixels, like=picture)
+        write_image(tmp_path / name, image.pixels, like=image)
         assert exif_of(tmp_path / name)[:4] == (1, "Model 1", 3200, MAKER_NOTE)
 
 
@@ -292,12 +292,12 @@ def test_exif_too_long_for_a_jpeg_loses_the_makers_note_only(tmp_path):
     exif.get_ifd(0x8769).update({0x8827: 3200, 0x927C: bytes(70_000)})
     exif.get_ifd(0x8825).update(GPS)
     pixels = smooth()
-    picture = image_files.ImageFile(pixels, "tiff", 8, exif=exif.tobytes()[6:])
-    write_image(tmp_path / "out.jpg", pixels, like=picture)
+    image = ImageFile(pixels, "tiff", 8, exif=exif.tobytes()[6:])
+    write_image(tmp_path / "out.jpg", pixels, like=image)
     assert exif_of(tmp_path / "out.jpg")[1:] == ("Model 1", 3200, None, None, GPS)
     exif[0x9C9C] = bytes(70_000)
-    picture.exif = exif.tobytes()[6:]
-    write_image(tmp_path / "without.jpg", pixels, like=picture)
+    image.exif = exif.tobytes()[6:]
+    write_image(tmp_path / "without.jpg", pixels, like=image)
     assert len(Image.open(tmp_path / "without.jpg").getexif()) == 0
 
 
@@ -311,8 +311,8 @@ def test_iptc_crosses_jpeg_and_tiff(tmp_path, source, target, iptc):
     if source == "jpg":
         blocks = photoshop_resource(0x0404, iptc), others
         add_segments(path, *[(0xED, b"Photoshop 3.0\0" + block) for block in blocks])
-    picture = read_image(path)
-    write_image(tmp_path / f"out.{target}", picture.pixels, like=picture)
+    image = read_image(path)
+    write_image(tmp_path / f"out.{target}", image.pixels, like=image)
     out = Image.open(tmp_path / f"out.{target}")
     if target == "jpg":
         assert out.info["photoshop"] == {0x0404: iptc, 2000: clipping}
@@ -327,8 +327,8 @@ def test_iptc_that_calls_itself_numbers_is_not_turned_round(tmp_path):
     data, entry = (tmp_path / "in.tif").read_bytes(), struct.pack(">HHI", 33723, 7, len(iptc))
     assert data.startswith(b"MM") and data.count(entry) == 1
     (tmp_path / "in.tif").write_bytes(data.replace(entry, struct.pack(">HHI", 33723, 4, len(iptc) // 4)))
-    picture = read_image(tmp_path / "in.tif")
-    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", image.pixels, like=image)
     assert Image.open(tmp_path / "out.tif").tag_v2[33723] == iptc
 
 
@@ -336,22 +336,22 @@ def test_more_iptc_than_a_segment_of_a_jpeg_holds(tmp_path):
     iptc = IPTC + b"\x1c\x02\xca\x80\4" + struct.pack(">I", 150_000) + bytes(range(250)) * 600
     Image.fromarray(smooth()).save(tmp_path / "in.tif", tiffinfo={33723: iptc})
     for source, target in (("in.tif", "a.jpg"), ("a.jpg", "b.jpg"), ("b.jpg", "out.tif")):
-        picture = read_image(tmp_path / source)
-        write_image(tmp_path / target, picture.pixels, like=picture)
+        image = read_image(tmp_path / source)
+        write_image(tmp_path / target, image.pixels, like=image)
     assert Image.open(tmp_path / "out.tif").tag_v2[33723] == iptc
 
 
 @pytest.mark.parametrize("source", ["jpg", "png", "tif"])
 def test_xmp_as_long_as_a_segment_of_a_jpeg(tmp_path, source):
     pixels, xmp = smooth(), XMP.replace(b'"6"', b'"1"').ljust(65_502)
-    first = image_files.ImageFile(pixels, "png", 8, metadata={"xmp-data": (pyvips.GValue.blob_type, xmp)})
+    first = ImageFile(pixels, "png", 8, metadata={"xmp-data": xmp})
     write_image(tmp_path / f"in.{source}", pixels, like=first)
-    picture = read_image(tmp_path / f"in.{source}")
-    write_image(tmp_path / "out.jpg", picture.pixels, like=picture)
+    image = read_image(tmp_path / f"in.{source}")
+    write_image(tmp_path / "out.jpg", image.pixels, like=image)
     assert pyvips.Image.new_from_file(str(tmp_path / "out.jpg")).get("xmp-data") == xmp
-    picture.metadata["xmp-data"] = pyvips.GValue.blob_type, xmp + b" "
+    image.metadata["xmp-data"] = xmp + b" "
     with pytest.raises(ImageFileError, match="its XMP is too long for jpeg; use png, tiff, webp or avif"):
-        check_output(tmp_path / "longer.jpg", picture.pixels, like=picture)
+        check_output(tmp_path / "longer.jpg", image.pixels, like=image)
 
 
 def test_extended_xmp_stays_in_a_jpeg_and_goes_nowhere_else(tmp_path):
@@ -362,13 +362,13 @@ def test_extended_xmp_stays_in_a_jpeg_and_goes_nowhere_else(tmp_path):
     ]
     # the order is free
     add_segments(tmp_path / "in.jpg", *[(0xE1, part) for part in (*parts, b"http://ns.adobe.com/xap/1.0/\0" + XMP)])
-    picture = read_image(tmp_path / "in.jpg")
-    write_image(tmp_path / "out.jpg", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.jpg")
+    write_image(tmp_path / "out.jpg", image.pixels, like=image)
     out = Image.open(tmp_path / "out.jpg")
     assert [content for _, content in out.applist if b"extension" in content] == parts
     assert out.info["xmp"] == XMP.replace(b'"6"', b'"1"')
     with pytest.raises(ImageFileError, match="png cannot hold XMP of several parts; use jpeg"):
-        check_output(tmp_path / "out.png", picture.pixels, like=picture)
+        check_output(tmp_path / "out.png", image.pixels, like=image)
 
 
 def test_text_of_a_png_stays_byte_for_byte(tmp_path):
@@ -381,8 +381,8 @@ def test_text_of_a_png_stays_byte_for_byte(tmp_path):
     data = (tmp_path / "in.png").read_bytes()
     start = data.index(b"tEXt") - 4
     title_to_author = data[start : data.index(b"XML:com") - 8]
-    picture = read_image(tmp_path / "in.png")
-    write_image(tmp_path / "out.png", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.png")
+    write_image(tmp_path / "out.png", image.pixels, like=image)
     assert title_to_author in (tmp_path / "out.png").read_bytes()
     out = Image.open(tmp_path / "out.png")
     expected = {"Title": "Café", "Comment": "long " * 100, "Author": "José, 東京"}
@@ -406,17 +406,17 @@ def test_no_metadata_is_made_up(tmp_path):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_is_left_out(tmp_path):
     Image.fromarray(smooth()).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\0")
-    picture = read_image(tmp_path / "a.jpg")
-    assert picture.exif == b""
-    write_image(tmp_path / "b.tif", picture.pixels, like=picture)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.exif == b""
+    write_image(tmp_path / "b.tif", image.pixels, like=image)
 
 
 def test_tiff_keeps_its_compression_and_descriptions(tmp_path):
     for compression, expected in ((None, 1), ("tiff_lzw", 5), ("tiff_adobe_deflate", 8), ("jpeg", 8), ("packbits", 8)):
         tags = {270: "a description", 305: "a program", 33432: "somebody"}
         Image.fromarray(smooth()).save(tmp_path / "in.tif", compression=compression, tiffinfo=tags)
-        picture = read_image(tmp_path / "in.tif")
-        write_image(tmp_path / "out.tif", picture.pixels, like=picture, overwrite=True)
+        image = read_image(tmp_path / "in.tif")
+        write_image(tmp_path / "out.tif", image.pixels, like=image, overwrite=True)
         out = Image.open(tmp_path / "out.tif")
         assert out.tag_v2[259] == expected
         assert {tag: out.tag_v2[tag] for tag in tags} == tags
@@ -427,9 +427,9 @@ def test_bigtiff_keeps_its_compression_and_descriptions(tmp_path, big):
     tags = {270: "a description", 305: "a program", 33432: "somebody", 33723: IPTC}
     Image.fromarray(smooth()).save(tmp_path / "in.tif", tiffinfo=tags, big_tiff=True)
     assert (tmp_path / "in.tif").read_bytes().startswith(b"II+\0")
-    picture = read_image(tmp_path / "in.tif")
-    picture.saving["bigtiff"] = big
-    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.tif")
+    image.saving["bigtiff"] = big
+    write_image(tmp_path / "out.tif", image.pixels, like=image)
     assert (tmp_path / "out.tif").read_bytes().startswith(b"II+\0" if big else b"II*\0")
     np.testing.assert_array_equal(decoded(tmp_path / "out.tif"), smooth())
     out = Image.open(tmp_path / "out.tif")
@@ -438,11 +438,11 @@ def test_bigtiff_keeps_its_compression_and_descriptions(tmp_path, big):
 
 
 def test_bigtiff_keeps_exif(tmp_path):
-    picture = image_files.ImageFile(smooth(), "tiff", 8, exif=exif_block()[6:], saving={"bigtiff": True})
-    write_image(tmp_path / "in.tif", picture.pixels, like=picture)
+    image = ImageFile(smooth(), "tiff", 8, exif=exif_block()[6:], saving={"bigtiff": True})
+    write_image(tmp_path / "in.tif", image.pixels, like=image)
     assert (tmp_path / "in.tif").read_bytes().startswith(b"II+\0")
-    picture = read_image(tmp_path / "in.tif")
-    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", image.pixels, like=image)
     for name in ("in.tif", "out.tif"):
         assert exif_of(tmp_path / name) == (1, "Model 1", 3200, MAKER_NOTE, "an unknown tag", GPS)
 
@@ -451,10 +451,10 @@ def test_profiles_that_mean_srgb_change_nothing(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     pixels = noise()
     with_profile(pixels, profile).pngsave(str(tmp_path / "in.png"))
-    picture = read_image(tmp_path / "in.png")
-    assert picture.native is None
-    np.testing.assert_array_equal(picture.pixels, pixels)
-    write_image(tmp_path / "out.png", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.png")
+    assert image.native is None
+    np.testing.assert_array_equal(image.pixels, pixels)
+    write_image(tmp_path / "out.png", image.pixels, like=image)
     np.testing.assert_array_equal(decoded(tmp_path / "out.png"), pixels)
     assert pyvips.Image.new_from_file(str(tmp_path / "out.png")).get("icc-profile-data") == profile
 
@@ -463,9 +463,9 @@ def test_profiles_that_cannot_be_used_leave_the_numbers_alone(tmp_path):
     press = vips(noise(channels=4)).copy(interpretation="cmyk").icc_transform("cmyk").get("icc-profile-data")
     for profile in (b"not a profile", press):
         Image.fromarray(noise()).save(tmp_path / "in.tif", icc_profile=profile)
-        picture = read_image(tmp_path / "in.tif")
-        np.testing.assert_array_equal(picture.pixels, noise())
-        write_image(tmp_path / "out.tif", picture.pixels, like=picture, overwrite=True)
+        image = read_image(tmp_path / "in.tif")
+        np.testing.assert_array_equal(image.pixels, noise())
+        write_image(tmp_path / "out.tif", image.pixels, like=image, overwrite=True)
         np.testing.assert_array_equal(decoded(tmp_path / "out.tif"), noise())
 
 
@@ -489,27 +489,27 @@ def test_wide_gamut_is_shown_as_srgb_and_kept_to_the_bit(tmp_path, dtype, channe
     pixels = noise(channels=channels, dtype=dtype)
     pixels[0, :6, :3] = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]) * white
     with_profile(pixels, p3_profile()).tiffsave(str(tmp_path / "in.tif"))
-    picture = read_image(tmp_path / "in.tif")
+    image = read_image(tmp_path / "in.tif")
     expected = convert(pixels[..., :3] / white, P3, SRGB)
-    assert np.abs(picture.pixels[..., :3] / white - expected).max() < 0.04
-    assert np.abs(picture.pixels[..., :3] / white - expected).mean() < 0.003
+    assert np.abs(image.pixels[..., :3] / white - expected).max() < 0.04
+    assert np.abs(image.pixels[..., :3] / white - expected).mean() < 0.003
     assert np.abs(expected - pixels[..., :3] / white).max() > 0.3  # or the test would say nothing
-    write_image(tmp_path / "out.tif", picture.pixels, like=picture)
+    write_image(tmp_path / "out.tif", image.pixels, like=image)
     np.testing.assert_array_equal(decoded(tmp_path / "out.tif"), pixels)
-    write_image(tmp_path / "float.tif", picture.pixels / np.float32(white), like=picture)
+    write_image(tmp_path / "float.tif", image.pixels / np.float32(white), like=image)
     np.testing.assert_array_equal(decoded(tmp_path / "float.tif"), pixels)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_denoising_a_wide_gamut_picture_denoises_it_in_its_own_colours(tmp_path, dtype):
+def test_denoising_a_wide_gamut_image_denoises_it_in_its_own_colours(tmp_path, dtype):
     white = np.iinfo(dtype).max
     rng = np.random.default_rng(0)
     srgb = 0.3 + 0.4 * smooth() / 255
     clean = convert(srgb, SRGB, P3)
     noisy = (np.clip(clean + rng.normal(0, 0.03, clean.shape), 0, 1) * white).round().astype(dtype)
     with_profile(noisy, p3_profile()).pngsave(str(tmp_path / "in.png"))
-    picture = read_image(tmp_path / "in.png")
-    write_image(tmp_path / "out.png", (srgb * white).round().astype(dtype), like=picture)
+    image = read_image(tmp_path / "in.png")
+    write_image(tmp_path / "out.png", (srgb * white).round().astype(dtype), like=image)
     error = decoded(tmp_path / "out.png") / white - clean
     print(np.abs(error).max(), np.abs(error).mean(), np.abs(noisy / white - clean).max(), np.abs(clean - srgb).max())
     assert np.abs(error).max() < 0.012 and np.abs(error).mean() < 0.003
@@ -520,9 +520,9 @@ def test_colours_beyond_srgb_survive_denoising(tmp_path):
     red = np.full((32, 32, 3), (250, 10, 10), np.uint8)
     noisy = np.clip(red + rng.normal(0, 3, red.shape), 0, 255).round().astype(np.uint8)
     with_profile(noisy, p3_profile()).pngsave(str(tmp_path / "in.png"))
-    picture = read_image(tmp_path / "in.png")
-    flat = np.broadcast_to(picture.pixels.mean((0, 1)).round(), picture.pixels.shape).astype(np.uint8)
-    write_image(tmp_path / "out.png", flat, like=picture)
+    image = read_image(tmp_path / "in.png")
+    flat = np.broadcast_to(image.pixels.mean((0, 1)).round(), image.pixels.shape).astype(np.uint8)
+    write_image(tmp_path / "out.png", flat, like=image)
     out = decoded(tmp_path / "out.png").astype(float)
     # plain conversion there and back would give (234, 51, 35): sRGB has no such red
     assert np.abs(out.mean((0, 1)) - noisy.mean((0, 1))).max() < 1.5
@@ -534,8 +534,8 @@ def test_grey_keeps_its_numbers_and_its_profile(tmp_path):
     pixels = noise(channels=1)
     profile = lab.icc_export(output_profile="srgb").get("icc-profile-data")
     with_profile(pixels, profile).pngsave(str(tmp_path / "in.png"))
-    picture = read_image(tmp_path / "in.png")
-    np.testing.assert_array_equal(picture.pixels, pixels)
+    image = read_image(tmp_path / "in.png")
+    np.testing.assert_array_equal(image.pixels, pixels)
 
 
 def test_gain_map_of_an_hdr_jpeg_is_kept_and_turned(tmp_path):
@@ -543,33 +543,33 @@ def test_gain_map_of_an_hdr_jpeg_is_kept_and_turned(tmp_path):
     bright.copy(interpretation="scrgb").uhdrsave(str(tmp_path / "hdr.jpg"), keep="none")
     plain = read_image(tmp_path / "hdr.jpg")
     directory = b'<Container:Directory><Item:Length="1"/></Container:Directory>'
-    plain.metadata["xmp-data"] = pyvips.GValue.blob_type, XMP.replace(b"<d", directory + b"<d")
-    sideways = image_files.ImageFile(plain.pixels, "jpeg", 8, metadata=plain.metadata, exif=exif_block(6)[6:])
+    plain.metadata["xmp-data"] = XMP.replace(b"<d", directory + b"<d")
+    sideways = ImageFile(plain.pixels, "jpeg", 8, metadata=plain.metadata, exif=exif_block(6)[6:])
     write_image(tmp_path / "in.jpg", plain.pixels, like=sideways)
-    picture = read_image(tmp_path / "in.jpg")
-    assert picture.format == "jpeg" and picture.pixels.shape == (64, 48, 3)
-    write_image(tmp_path / "out.jpg", picture.pixels, like=picture)
+    image = read_image(tmp_path / "in.jpg")
+    assert image.format == "jpeg" and image.pixels.shape == (64, 48, 3)
+    write_image(tmp_path / "out.jpg", image.pixels, like=image)
     out = pyvips.Image.new_from_file(str(tmp_path / "out.jpg"))
     assert out.get("vips-loader") == "uhdrload"
     gain = pyvips.Image.jpegload_buffer(out.get("gainmap-data"))
     assert (gain.width, gain.height) == (24, 32)
     assert exif_of(tmp_path / "out.jpg")[0:2] == (1, "Model 1")
     assert Image.open(tmp_path / "out.jpg").info["xmp"] == XMP.replace(b'"6"', b'"1"')
-    own = picture.pixels if picture.native is None else picture.native
+    own = image.pixels if image.native is None else image.native
     assert np.abs(decoded(tmp_path / "out.jpg").astype(int) - own).max() <= 6
 
 
 def test_depth_is_reduced_by_rounding(tmp_path):
     pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
     write_image(tmp_path / "a.png", pixels)
-    picture = read_image(tmp_path / "a.png")
-    assert picture.bits == 16
+    image = read_image(tmp_path / "a.png")
+    assert image.bits == 16
     write_image(tmp_path / "a.webp", pixels.repeat(3, 2))
-    write_image(tmp_path / "a.jpg", pixels, like=picture, quality=100)
+    write_image(tmp_path / "a.jpg", pixels, like=image, quality=100)
     expected = (pixels / 257.0).round()
     assert np.abs(decoded(tmp_path / "a.jpg") - expected).max() <= 1
-    picture.bits = 8
-    write_image(tmp_path / "8.png", pixels, like=picture)
+    image.bits = 8
+    write_image(tmp_path / "8.png", pixels, like=image)
     np.testing.assert_array_equal(decoded(tmp_path / "8.png"), expected)
     write_image(tmp_path / "f.png", (expected / 255).astype(np.float32))
     np.testing.assert_array_equal(decoded(tmp_path / "f.png"), expected)
@@ -578,8 +578,8 @@ def test_depth_is_reduced_by_rounding(tmp_path):
 def test_float_pixels_are_clipped_and_take_the_depth_of_the_file(tmp_path):
     pixels = noise(dtype=np.uint16)
     write_image(tmp_path / "in.tif", pixels)
-    picture = read_image(tmp_path / "in.tif")
-    write_image(tmp_path / "out.tif", pixels / np.float32(65535), like=picture)
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", pixels / np.float32(65535), like=image)
     np.testing.assert_array_equal(decoded(tmp_path / "out.tif"), pixels)
     write_image(tmp_path / "clipped.png", np.float32([[[-0.1, 0.5, 1.1]]]))
     assert decoded(tmp_path / "clipped.png").tolist() == [[[0, 128, 255]]]
@@ -613,8 +613,8 @@ def test_names_that_are_not_utf_8(tmp_path, extension):
     folder.mkdir()
     write_image(folder / os.fsdecode(b"caf\xe9." + extension.encode()), noise())
     (file,) = list_images([folder])
-    picture = read_image(file)
-    write_image(file, picture.pixels, like=picture, overwrite=True)
+    image = read_image(file)
+    write_image(file, image.pixels, like=image, overwrite=True)
     assert read_image(file).pixels.shape == (24, 40, 3)
     file.write_bytes(b"hello, world")
     with pytest.raises(ImageFileError, match="is no JPEG"):
@@ -636,9 +636,9 @@ def test_missing_empty_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"hello, world\n", b"1,2,3\n4,5,6\n", bytes(1000)])
-def test_not_a_picture(tmp_path, content):
+def test_not_an_image(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP or AVIF picture"):
+    with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP or AVIF image"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -717,16 +717,16 @@ print(peak() - before)
 
 def test_more_pixels_than_the_limit(tmp_path, monkeypatch):
     write_image(tmp_path / "a.png", noise())
-    monkeypatch.setattr(image_files, "MAX_PIXELS", 900)
+    monkeypatch.setattr("gdd_diffusers.files.reading.MAX_PIXELS", 900)
     with pytest.raises(ImageFileError, match="a.png has 40 x 24 pixels"):
         read_image(tmp_path / "a.png")
 
 
-def test_several_pictures_in_a_file(tmp_path):
+def test_several_images_in_a_file(tmp_path):
     frames = [Image.fromarray(noise()), Image.fromarray(noise() // 2)]
     for name in ("a.tif", "a.webp", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        with pytest.raises(ImageFileError, match="holds 2 pictures"):
+        with pytest.raises(ImageFileError, match="holds 2 images"):
             read_image(tmp_path / name)
 
 
@@ -788,8 +788,8 @@ def test_no_warning_of_libvips_reaches_the_terminal(tmp_path):
     Image.fromarray(noise()).save(tmp_path / "b.tif", icc_profile=b"broken", tiffinfo={65000: "a tag of nobody"})
     script = f"""
 from gdd_diffusers.files import ImageFileError, read_image, write_image
-picture = read_image({str(tmp_path / "b.tif")!r})
-write_image({str(tmp_path / "c.tif")!r}, picture.pixels, like=picture)
+image = read_image({str(tmp_path / "b.tif")!r})
+write_image({str(tmp_path / "c.tif")!r}, image.pixels, like=image)
 try:
     read_image({str(tmp_path / "a.jpg")!r})
 except ImageFileError:
@@ -900,20 +900,20 @@ def test_an_unwritable_folder(tmp_path):
 
 def test_the_format_is_the_asked_one_or_the_extension_or_the_old_one(tmp_path):
     write_image(tmp_path / "a.webp", noise())
-    picture = read_image(tmp_path / "a.webp")
+    image = read_image(tmp_path / "a.webp")
     for name, asked, expected in (
         ("b.png", None, "png"),
         ("c", None, "webp"),
         ("d.png", "JPG", "jpeg"),
         ("e", "tif", "tiff"),
     ):
-        assert check_output(tmp_path / name, picture.pixels, picture, asked) == expected
-        write_image(tmp_path / name, picture.pixels, like=picture, format=asked)
+        assert check_output(tmp_path / name, image.pixels, image, asked) == expected
+        write_image(tmp_path / name, image.pixels, like=image, format=asked)
         if expected != "tiff":
             assert read_image(tmp_path / name).format == expected
-    for name, like, asked in (("a", None, None), ("a.bmp", picture, None), ("a.png", picture, "gif")):
+    for name, like, asked in (("a", None, None), ("a.bmp", image, None), ("a.png", image, "gif")):
         with pytest.raises(ValueError, match="use one of"):
-            write_image(tmp_path / name, picture.pixels, like=like, format=asked)
+            write_image(tmp_path / name, image.pixels, like=like, format=asked)
 
 
 def test_transparency_is_not_thrown_away_by_a_jpeg(tmp_path):
@@ -961,9 +961,9 @@ def test_wrong_pixels(tmp_path, pixels, message):
 
 def test_wrong_size_and_quality(tmp_path):
     write_image(tmp_path / "a.png", noise())
-    picture = read_image(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match="those of the file to follow"):
-        write_image(tmp_path / "b.png", noise(5, 5), like=picture)
+        write_image(tmp_path / "b.png", noise(5, 5), like=image)
     for quality in (0, 101):
         with pytest.raises(ValueError, match="Quality must be 1 to 100"):
             write_image(tmp_path / "b.jpg", noise(), quality=quality)
@@ -994,5 +994,5 @@ def test_list_images_names_what_is_missing(tmp_path):
         with pytest.raises(FileNotFoundError, match=message):
             list_images([given])
     for given in (tmp_path, tmp_path / "*.txt"):
-        with pytest.raises(FileNotFoundError, match="holds no picture"):
+        with pytest.raises(FileNotFoundError, match="holds no image"):
             list_images([given])

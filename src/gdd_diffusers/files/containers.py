@@ -1,0 +1,192 @@
+"""
+The bytes of image files themselves, for what libvips leaves out.
+
+That is how a file was compressed; EXIF, which libvips rewrites without maker notes, and in a TIFF not at all; IPTC,
+which it cuts in a TIFF and does not wrap for a JPEG; long XMP in a JPEG; and text in a PNG that is not ASCII.
+"""
+
+import mmap
+import os
+import re
+import struct
+import zlib
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyvips
+
+from .exif import EXIF, IPTC, MAKER_NOTE, append_tags, pack_exif, read_tags, upright_exif, without_pixel_tags
+from .image_file import ImageFile
+from .libvips import with_fields
+
+
+MAX_XMP_IN_JPEG = 65_502
+_MAX_SEGMENT = 65_500  # of a JPEG, for EXIF and Photoshop; some cameras' notes alone fill it
+_APP0, _APP1, _APP13, _DQT, _SOS = 0xE0, 0xE1, 0xED, 0xDB, 0xDA
+_XMP, _EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
+_XMP_IN_PNG = b"XML:com.adobe.xmp\0"
+_PHOTOSHOP, _IPTC_IN_PHOTOSHOP = b"Photoshop 3.0\0", b"\x04\x04"
+
+
+def read_container(path: Path, source: pyvips.Image, image: ImageFile) -> None:
+    """
+    Fill in `exif`, `saving` and `verbatim`; make XMP and the gain map agree that the image is upright.
+
+    Of a JPEG, all that Photoshop wrote is kept as one block, IPTC in it; of a TIFF, IPTC is kept apart from it.
+    """
+    blocks = {}
+    if image.format == "tiff":
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            tags = read_tags(data)
+        compression = int.from_bytes(tags[259][2], "little") if 259 in tags else 8
+        image.saving = {"compression": {1: "none", 5: "lzw"}.get(compression, "deflate")}
+        image.exif = pack_exif(without_pixel_tags(tags))
+        blocks = {"iptc-data": tags[IPTC][2] if IPTC in tags else b""}
+    elif source.get_typeof("exif-data"):
+        image.exif = upright_exif(source.get("exif-data"))
+    if image.format == "jpeg":
+        segments = list(_jpeg_segments(path.read_bytes()))
+        contents = [content for _, content in segments]
+        xmp = next((s.removeprefix(_XMP) for s in contents if s.startswith(_XMP)), b"")
+        photoshop = b"".join(s.removeprefix(_PHOTOSHOP) for s in contents if s.startswith(_PHOTOSHOP))
+        blocks = {"xmp-data": xmp, "photoshop-data": photoshop, "iptc-data": b""}
+        image.verbatim = b"".join(_segment(_APP1, s) for s in contents if s.startswith(_EXTENDED_XMP))
+        tables = b"".join(content for marker, content in segments if marker == _DQT)
+        image.saving = {"interlace": bool(source.get("jpeg-multiscan")), "Q": max(95, _jpeg_quality(tables))}
+    elif image.format == "png":
+        texts = png_chunks(path, (b"tEXt", b"zTXt", b"iTXt"))
+        image.verbatim = b"".join(text for text in texts if not text.startswith(_XMP_IN_PNG, 8))
+    elif image.format == "webp":
+        data, at = path.read_bytes(), 12
+        while data[at : at + 4] not in (b"VP8L", b"VP8 ", b""):
+            size = int.from_bytes(data[at + 4 : at + 8], "little")
+            at += 8 + size + size % 2
+        image.saving = {"lossless": data[at : at + 4] == b"VP8L"}
+
+    for name, block in blocks.items():
+        image.metadata.pop(name, None)
+        image.metadata |= {name: block} if block else {}
+    if "xmp-data" in image.metadata:
+        xmp = re.sub(rb"""(tiff:Orientation(?:=["']|>))[2-8]""", rb"\g<1>1", image.metadata["xmp-data"])
+        if "gainmap-data" in image.metadata:
+            # the directory says where the gain map was; libvips writes where it comes to lie, outside of XMP
+            xmp = re.sub(rb"<Container:Directory>.*?</Container:Directory>", b"", xmp, flags=re.DOTALL)
+        image.metadata["xmp-data"] = xmp
+    if "gainmap-data" in image.metadata and source.get_typeof("orientation") and source.get("orientation") > 1:
+        gainmap = pyvips.Image.jpegload_buffer(image.metadata["gainmap-data"])
+        gainmap = with_fields(gainmap, {"orientation": source.get("orientation")}).autorot()
+        image.metadata["gainmap-data"] = gainmap.jpegsave_buffer(Q=95, keep="icc")
+
+
+def complete_container(path: Path, image: pyvips.Image, like: ImageFile, format: str) -> None:
+    """Put EXIF, XMP, IPTC and text into a JPEG, PNG or TIFF that has none, and the resolution into a JPEG."""
+    exif, verbatim = like.exif, like.verbatim if like.format == format else b""
+    xmp, iptc, photoshop = (like.metadata.get(f"{name}-data", b"") for name in ("xmp", "iptc", "photoshop"))
+    resources = _photoshop_resources(photoshop)
+    if format == "jpeg":
+        if len(exif) > _MAX_SEGMENT:
+            tags = read_tags(exif)
+            tags.get(EXIF, (0, 0, {}))[2].pop(MAKER_NOTE, None)
+            exif = pack_exif(tags)
+        data = path.read_bytes()
+        start = 2
+        dots_per_inch = (min(max(round(25.4 * value), 1), 65535) for value in (image.xres, image.yres))
+        segments = _segment(_APP0, struct.pack(">5sHBHHH", b"JFIF\0", 0x0102, 1, *dots_per_inch, 0))
+        if 0 < len(exif) <= _MAX_SEGMENT:
+            segments += _segment(_APP1, b"Exif\0\0" + exif)
+            if data[6:10] == b"Exif":
+                # beside a gain map libvips writes EXIF although it is asked not to
+                start += 2 + int.from_bytes(data[4:6], "big")
+        if xmp:
+            segments += _segment(_APP1, _XMP + xmp)
+        segments += verbatim
+        if iptc:
+            header = b"8BIM" + _IPTC_IN_PHOTOSHOP + struct.pack(">HI", 0, len(iptc))
+            others = (resource for kind, resource, _ in resources if kind != _IPTC_IN_PHOTOSHOP)
+            photoshop = header + iptc + b"\0" * (len(iptc) % 2) + b"".join(others)
+        for at in range(0, len(photoshop), _MAX_SEGMENT):
+            segments += _segment(_APP13, _PHOTOSHOP + photoshop[at : at + _MAX_SEGMENT])
+        path.write_bytes(data[:2] + segments + data[start:])
+    elif format == "png":
+        chunks = _png_chunk(b"eXIf", exif) if exif else b""
+        # the four bytes say: not compressed, in no language, the keyword not translated
+        chunks += _png_chunk(b"iTXt", _XMP_IN_PNG + bytes(4) + xmp) if xmp else b""
+        chunks += verbatim
+        if chunks:
+            data = path.read_bytes()
+            # behind the signature and the header, which are 33 bytes
+            path.write_bytes(data[:33] + chunks + data[33:])
+    elif format == "tiff":
+        tags = without_pixel_tags(read_tags(exif))
+        iptc = iptc or b"".join(content for kind, _, content in resources if kind == _IPTC_IN_PHOTOSHOP)
+        if iptc:
+            tags[IPTC] = 7, len(iptc), iptc
+        if tags:
+            with open(path, "r+b") as file:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    head, tail = append_tags(data, tags)
+                file.write(head)
+                file.seek(0, os.SEEK_END)
+                file.write(tail)
+
+
+def png_chunks(path: Path, kinds: Container[bytes]) -> list[bytes]:
+    """Return the sound chunks of these kinds in a PNG file: length, kind, content and checksum of each."""
+    found = []
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            rest = int.from_bytes(head[:4], "big") + 4
+            if head[4:] not in kinds:
+                file.seek(rest, os.SEEK_CUR)
+                continue
+            chunk = head + file.read(rest)
+            if chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4])):
+                found.append(chunk)
+    return found
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (marker, content) of the segments before the first scan."""
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 4 and data[at + 1] != _SOS:
+        if data[at + 1] in (0x00, 0xFF):
+            at += 1  # padding
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield data[at + 1], data[at + 4 : end]
+        at = end
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def _jpeg_quality(tables: bytes) -> int:
+    """Quality above 50 by libjpeg's scale: (2 - q / 50) times the luminance table of ITU-T T.81, K.1 (sum 3685)."""
+    total, at = 0, 0
+    while at < len(tables):
+        precision, number = divmod(tables[at], 16)
+        end = at + 1 + (128 if precision else 64)
+        if number == 0:
+            total = np.frombuffer(tables[at + 1 : end], ">u2" if precision else np.uint8).sum()
+        at = end
+    return 100 - int(50 * total / 3685)
+
+
+def _photoshop_resources(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """Split a Photoshop block (Adobe Photoshop File Formats) into [(kind, whole resource, its content)]."""
+    resources, at = [], 0
+    while at + 12 <= len(data):
+        # behind signature and kind: a name with its length before it, padded to even, and the length of the content
+        start = at + 6 + (data[at + 6] // 2 + 1) * 2 + 4
+        size = int.from_bytes(data[start - 4 : start], "big")
+        end = start + size + size % 2
+        resources.append((data[at + 4 : at + 6], data[at:end], data[start : start + size]))
+        at = end
+    return resources

@@ -1,0 +1,111 @@
+"""EXIF blocks and TIFF files: directories of tags (TIFF 6.0, BigTIFF, EXIF 2.3)."""
+
+import struct
+
+import numpy as np
+
+
+IPTC = 33723
+MAKER_NOTE, EXIF = 0x927C, 0x8769
+_ORIENTATION, _GPS, _INTEROPERABILITY = 0x0112, 0x8825, 0xA005
+_SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
+# bytes per number of the types 0 to 18
+_UNITS = (0, 1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4, 0, 0, 8, 8, 8)
+_RATIONALS = (5, 10)
+# how a file begins: the byte order, and as struct's letters the number of entries and all counts and offsets
+_LAYOUTS = {b"II*\0": "<HI", b"MM\0*": ">HI", b"II+\0": "<QQ", b"MM\0+": ">QQ"}
+# how the pixels of a TIFF lie, and what is kept elsewhere: XMP, IPTC, Photoshop, ICC
+_PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 301, *range(317, 348), *range(512, 533)}
+_PIXEL_TAGS |= {700, IPTC, 34377, 34675, 37724}
+
+
+def read_tags(data: bytes) -> dict:
+    """
+    Read the tags of the first image: {tag: (type, count, value)}. Empty if `data` is no TIFF.
+
+    A value is little-endian bytes, or for EXIF, GPS and interoperability a dictionary again.
+    """
+    layout = _LAYOUTS.get(bytes(data[:4]))
+    try:
+        # the first offset lies at 4 in a TIFF and at 8 in a BigTIFF, as many bytes as it takes
+        word = layout[0] + layout[2]
+        (at,) = struct.unpack_from(word, data, struct.calcsize(word))
+        return _read_directory(data, at, layout, _SUBDIRECTORIES)
+    except (TypeError, struct.error, OverflowError):
+        return {}
+
+
+def without_pixel_tags(tags: dict) -> dict:
+    return {tag: tags[tag] for tag in tags if tag not in _PIXEL_TAGS}
+
+
+def pack_exif(tags: dict) -> bytes:
+    return b"II*\0\x08\0\0\0" + _pack_directory(tags, 8, "<HI") if tags else b""
+
+
+def append_tags(data: bytes, tags: dict) -> tuple[bytes, bytes]:
+    """Add tags to those of a little-endian TIFF file: return its new first bytes, and what goes behind its last."""
+    layout = _LAYOUTS[data[:4]]
+    padding = len(data) % 2
+    start = len(data) + padding
+    pointer = struct.pack("<" + layout[2], start)
+    return data[: len(pointer)] + pointer, bytes(padding) + _pack_directory(tags | read_tags(data), start, layout)
+
+
+def upright_exif(exif: bytes) -> bytes:
+    """Set the orientation of an EXIF block to 1 and drop its thumbnail; every other byte stays where it was."""
+    exif = bytearray(exif.removeprefix(b"Exif\0\0"))
+    try:
+        order = _LAYOUTS[bytes(exif[:4])][0]
+        (at,) = struct.unpack_from(order + "I", exif, 4)
+        (entries,) = struct.unpack_from(order + "H", exif, at)
+        end = at + 2 + 12 * entries
+        for entry in range(at + 2, end, 12):
+            if struct.unpack_from(order + "H", exif, entry)[0] == _ORIENTATION:
+                struct.pack_into(order + "HIHH", exif, entry + 2, 3, 1, 1, 0)
+        struct.pack_into(order + "I", exif, end, 0)
+    except (KeyError, struct.error):
+        # not EXIF at all
+        return b""
+    return bytes(exif)
+
+
+def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict) -> dict:
+    order, counter, word = layout
+    width = struct.calcsize(order + word)
+    tags = {}
+    (entries,) = struct.unpack_from(order + counter, data, at)
+    first, step = at + struct.calcsize(order + counter), 4 + 2 * width
+    for entry in range(first, first + step * entries, step):
+        tag, kind, count, offset = struct.unpack_from(order + "HH" + word + word, data, entry)
+        unit = _UNITS[kind] if kind < len(_UNITS) else 0
+        size = unit * count * (2 if kind in _RATIONALS else 1)
+        start = offset if size > width else entry + 4 + width
+        value = data[start : start + size]
+        if len(value) < size or not size:
+            continue
+        if order == ">" and tag != IPTC:
+            # IPTC is bytes even where its type says numbers
+            value = np.frombuffer(value, f">u{unit}").astype(f"<u{unit}").tobytes()
+        if tag in subdirectories:
+            value = _read_directory(data, int.from_bytes(value, "little"), layout, subdirectories[tag])
+        tags[tag] = kind, count, value
+    return tags
+
+
+def _pack_directory(tags: dict, at: int, layout: str) -> bytes:
+    """A little-endian directory for offset `at`, with its values behind it."""
+    _, counter, word = layout
+    width = struct.calcsize("<" + word)
+    entries, values = struct.pack("<" + counter, len(tags)), b""
+    behind = at + len(entries) + (4 + 2 * width) * len(tags) + width
+    for tag, (kind, count, value) in sorted(tags.items()):
+        offset = behind + len(values)
+        if isinstance(value, dict):
+            kind = 4 if width == 4 else 16
+            value = _pack_directory(value, offset, layout)
+        if len(value) > width:
+            values += value + b"\0" * (len(value) % 2)
+            value = struct.pack("<" + word, offset)
+        entries += struct.pack("<HH" + word, tag, kind, count) + value.ljust(width, b"\0")
+    return entries + bytes(width) + values

@@ -1,0 +1,98 @@
+"""The formats of image files, which files are images, and what is kept of one."""
+
+import glob
+import os
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg")
+FORMATS |= {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
+FORMATS |= {".avif": "avif", ".heic": "heic", ".heif": "heic"}
+MAX_PIXELS = 1_000_000_000
+
+
+class ImageFileError(OSError):
+    """An image file cannot be read or written; the message is one sentence for the user."""
+
+
+@dataclass
+class ImageFile:
+    """
+    The pixels of an image file, and everything needed to write other pixels in their place.
+
+    Args:
+        pixels: [H, W, C] uint8 or uint16, upright; C is 1 (grey), 2 (grey, alpha), 3 (sRGB) or 4 (sRGB, alpha).
+        format: One of the values of `FORMATS`.
+        bits: Bits per channel in the file: 8, 10, 12 or 16.
+        metadata: Header fields to write back, {libvips' name: value}.
+        resolution: Pixels per millimetre, horizontal and vertical.
+        exif: The EXIF block from its TIFF header on, with orientation 1 and no thumbnail.
+        native: [H, W, 3], the file's own numbers if its profile is not sRGB.
+        cmyk: Whether the file was CMYK; `pixels`, and what is written, are sRGB.
+        saving: How the file was compressed, as options of libvips' saver.
+        verbatim: Bytes that only the same format can hold: the text of a PNG, the extended XMP of a JPEG.
+    """
+
+    pixels: np.ndarray
+    format: str
+    bits: int
+    metadata: dict = field(default_factory=dict)
+    resolution: tuple[float, float] = (1.0, 1.0)
+    exif: bytes = b""
+    native: np.ndarray | None = None
+    cmyk: bool = False
+    saving: dict = field(default_factory=dict)
+    verbatim: bytes = b""
+
+
+def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[Path]:
+    """
+    List the images that files, folders and globs stand for.
+
+    Args:
+        inputs: A file counts whatever its name. Of a folder, or of what a glob matches, the files count that have an
+            extension of `FORMATS` and are not hidden.
+        recursive: Whether to look into subfolders.
+
+    Returns:
+        `list[Path]`: Sorted, each file once.
+
+    Raises:
+        `FileNotFoundError`: If an input does not exist or holds no image.
+    """
+    found = set()
+    for given in map(str, inputs):
+        if os.path.isfile(given):
+            found.add(Path(given))
+            continue
+        matches = [given] if os.path.isdir(given) else glob.glob(given, recursive=True)
+        if not matches:
+            raise FileNotFoundError(f"{given} does not exist.")
+        images = [file for file in map(Path, matches) if file.is_file() and file.suffix.lower() in FORMATS]
+        for folder in filter(os.path.isdir, matches):
+            images += pictures_in(folder, FORMATS, recursive)
+        if not images:
+            raise FileNotFoundError(f"{given} holds no image: no file there ends in {', '.join(FORMATS)}.")
+        found.update(images)
+    return sorted(found)
+
+
+def pictures_in(folder: str | Path, suffixes: Container[str], recursive: bool) -> list[Path]:
+    """List the files of a folder that end in one of the `suffixes` and are not hidden, sorted."""
+    folder = Path(folder)
+    return sorted(
+        file
+        for file in (folder.rglob("*") if recursive else folder.iterdir())
+        if file.suffix.lower() in suffixes and file.is_file()
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def for_display(pixels: np.ndarray) -> np.ndarray:
+    """Reduce [H, W, C] to the 8 bits that Pillow takes, [H, W, C] or [H, W] for one channel."""
+    pixels = np.uint8(pixels // 257) if pixels.dtype == np.uint16 else pixels
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -1,0 +1,180 @@
+"""Write image files in the format, depth, colours and metadata of the file that they came from."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyvips
+
+from .containers import MAX_XMP_IN_JPEG, complete_container
+from .image_file import FORMATS, ImageFile, ImageFileError
+from .libvips import VIPS_FORMATS, from_srgb, reason, rescale, to_vips, with_fields
+
+
+_MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 16_384, "heic": 16_384}
+_MAX_BITS = {"jpeg": 8, "webp": 8, "avif": 12, "heic": 12}
+_HEIF_COMPRESSION = {"avif": "av1", "heic": "hevc"}
+
+
+def check_output(
+    path: str | Path,
+    pixels: np.ndarray,
+    like: ImageFile | None = None,
+    format: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """
+    Raise what [`write_image`] would raise for these arguments, before the work instead of after it.
+
+    Returns:
+        `str`: The format to write, one of the values of `FORMATS`.
+    """
+    path = Path(path)
+    extension = f".{format.lower()}" if format else path.suffix.lower()
+    if extension not in FORMATS and (extension or like is None):
+        raise ValueError(f"{path} cannot be written as {extension or 'it is'}: use one of {', '.join(FORMATS)}.")
+    format = FORMATS[extension] if extension else like.format
+
+    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
+        raise ValueError(f"Pixels must be [height, width, 1 to 4 channels], but are {list(pixels.shape)}.")
+    if pixels.dtype.name not in VIPS_FORMATS:
+        raise ValueError(f"Pixels must be uint8, uint16, or float in [0, 1], but are {pixels.dtype}.")
+    if pixels.dtype.kind == "f" and not np.isfinite([pixels.min(), pixels.max()]).all():
+        raise ValueError("Pixels must be finite, but some are NaN or infinite.")
+    if like is not None and pixels.shape != like.pixels.shape:
+        raise ValueError(
+            f"Pixels are {list(pixels.shape)}, but those of the file to follow are {list(like.pixels.shape)}."
+        )
+
+    problem = None
+    opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    if max(pixels.shape[:2]) > _MAX_SIDE.get(format, np.inf):
+        problem = f"{format} holds at most {_MAX_SIDE[format]} pixels a side"
+    elif format == "jpeg" and pixels.shape[2] in (2, 4) and pixels[..., -1].min() < 0.998 * opaque:
+        problem = "jpeg has no transparency; use png, tiff, webp or avif"
+    elif like and format == "jpeg" and len(like.metadata.get("xmp-data", b"")) > MAX_XMP_IN_JPEG:
+        problem = "its XMP is too long for jpeg; use png, tiff, webp or avif"
+    elif like and like.format == "jpeg" != format and like.verbatim:
+        problem = f"{format} cannot hold XMP of several parts; use jpeg"
+    elif path.exists() and not path.is_file():
+        problem = "it is not a file"
+    elif path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; overwrite it on purpose or choose another name.")
+    elif not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}.")
+    else:
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+            if format in _HEIF_COMPRESSION:
+                pyvips.Image.black(16, 16).heifsave_buffer(compression=_HEIF_COMPRESSION[format])
+        except OSError as error:
+            problem = error.strerror
+        except pyvips.Error:
+            problem = f"this libvips has no {format} encoder"
+    if problem:
+        raise ImageFileError(f"{path} cannot be written: {problem}.")
+    return format
+
+
+def write_image(
+    path: str | Path,
+    pixels: np.ndarray,
+    like: ImageFile | None = None,
+    format: str | None = None,
+    quality: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """
+    Write an image file: beside its target, then into its place, so that a crash leaves the old file or the new one.
+
+    With `like`, the new file gets the bit depth, ICC profile and metadata of the old one, and its compression if the
+    format is the same. If the profile is not sRGB, the file's own numbers are written plus the change from
+    `like.pixels` to `pixels` in terms of the profile: colours beyond sRGB stay, and unchanged pixels stay to the bit.
+
+    Args:
+        path: The target.
+        pixels: [H, W, C] uint8, uint16, or float in [0, 1]; C is 1 (grey), 2 (grey, alpha), 3 (sRGB) or 4 (sRGB,
+            alpha). Bits that the format cannot hold are rounded away; opaque alpha is left out of a JPEG.
+        like: The file that the image came from.
+        format: An extension of `FORMATS`, without the dot. Defaults to that of `path`, or if it has none, of `like`.
+        quality: 1 to 100, for JPEG, WebP and AVIF. Defaults to 95, or to that of the old JPEG if more; lossless WebP
+            stays lossless. Colour keeps its full resolution in JPEG and AVIF (4:4:4).
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        `FileExistsError`: If there is such a file and `overwrite` is not set.
+        `FileNotFoundError`: If its folder does not exist.
+        [`ImageFileError`]: If the format cannot hold the image or its XMP, or the disk is full or cannot be written
+            to.
+        `ValueError`: If an argument is wrong.
+    """
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"Quality must be 1 to 100, but is {quality}.")
+    format = check_output(path, pixels, like, format, overwrite)
+    # a symbolic link stays one: the file behind it is replaced
+    path = Path(os.path.realpath(path))
+
+    like = like or ImageFile(pixels, format, bits=16 if pixels.dtype.name == "uint16" else 8)
+    bits = min(like.bits, _MAX_BITS.get(format, 16))
+    if bits > 8 and format in ("png", "tiff"):
+        bits = 16
+    image = _encode(pixels, like, bits)
+    if format == "jpeg":
+        image = image[: 1 if image.bands < 3 else 3]
+    options = {
+        "jpeg": {"Q": 95, "subsample_mode": "off"},
+        "png": {"bitdepth": bits},
+        "tiff": {"compression": "deflate", "predictor": "horizontal", "bigtiff": pixels.size * bits > 32_000_000_000},
+        "webp": {"Q": 95, "exact": True},
+        # more effort costs ten times the time and makes photographs no smaller
+        "avif": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "av1", "effort": 2},
+        "heic": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "hevc"},
+    }[format]
+    options["keep"] = "icc|other|gainmap"
+    if like.format == format:
+        options |= like.saving
+    if quality is not None and "Q" in options:
+        options |= {"Q": quality, "lossless": False} if format == "webp" else {"Q": quality}
+    if format not in ("jpeg", "png"):
+        options["keep"] += "|xmp"
+    if like.exif and format in ("webp", "avif", "heic"):
+        image = with_fields(image, {"exif-data": b"Exif\0\0" + like.exif})
+        options["keep"] += "|exif"
+
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        save = getattr(image, ("heif" if format in _HEIF_COMPRESSION else format) + "save_target")
+        with open(part, "w+b") as file:
+            save(pyvips.Target.new_to_descriptor(file.fileno()), **options)
+        complete_container(part, image, like, format)
+        with open(part, "r+b") as file:
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, part)
+        os.replace(part, path)
+    except (pyvips.Error, OSError) as error:
+        raise ImageFileError(f"{path} could not be written: {reason(error)}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encode(pixels: np.ndarray, like: ImageFile, bits: int) -> pyvips.Image:
+    """Give pixels the colours, depth and metadata of `like`; fewer than 16 bits are the high ones of 16."""
+    maximum = 2**bits - 1
+    image = rescale(to_vips(pixels), maximum)
+    if like.native is not None:
+        profile = like.metadata["icc-profile-data"]
+        before, after = (from_srgb(rescale(to_vips(p[..., :3]), 65535), profile) for p in (like.pixels, pixels))
+        colours = (rescale(to_vips(like.native), maximum) + (after - before) * (maximum / 65535)).rint()
+        image = colours.bandjoin(image[3]) if image.bands == 4 else colours
+    image = image.cast("uchar") if bits == 8 else image.cast("ushort") << (16 - bits)
+    grey, wide = image.bands < 3, bits > 8
+    xres, yres = like.resolution
+    if xres == yres == 1.0:
+        # libvips' value for unknown, which would be written as 25 dots per inch
+        xres = yres = 72 / 25.4
+    interpretation = ("grey16" if wide else "b-w") if grey else ("rgb16" if wide else "srgb")
+    return with_fields(image.copy(interpretation=interpretation, xres=xres, yres=yres), like.metadata)
