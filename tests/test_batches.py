@@ -62,6 +62,16 @@ def test_more_than_one_percent_unreadable_is_an_error(clean_dir):
         [batches[k] for k in range(10)]
 
 
+def test_images_whose_white_is_unknown_are_not_trained_on(tmp_path):
+    for name in ("noisy", "clean"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((32, 32), 20_000, np.int32)).save(tmp_path / name / f"{i}.tif")
+    batches = batches_of(load_pairs(tmp_path / "noisy", tmp_path / "clean"))
+    with pytest.raises(ValueError, match=r"2 of 3 images cannot be read.*\.tif \(it holds signed or 32-bit integers"):
+        batches[0]
+
+
 def test_the_only_image_must_be_readable(tmp_path):
     save_image(tmp_path / "photos" / "0.png")
     break_file(tmp_path / "photos" / "0.png")

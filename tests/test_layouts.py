@@ -1,3 +1,6 @@
+import io
+import struct
+
 import datasets
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from PIL import Image
 from gdd_diffusers.data.batches import PairedImages, check_sizes
 from gdd_diffusers.data.layouts import (
     LAYOUTS,
+    UNREADABLE,
     decode,
     find_images,
     load_clean,
@@ -242,3 +246,57 @@ def test_images_are_decoded_upright_to_8_bits(tmp_path):
     np.testing.assert_array_equal(decode(cells["grey16"]), np.repeat((grey >> 8)[..., None], 3, axis=2))
     np.testing.assert_array_equal(decode(cells["turned16"]), np.rot90(decode(cells["grey16"]), -1))
     assert decode(cells["palette"]).shape == (40, 48, 3)
+
+
+def tiff_cell(values, bits, sample_format=1, photometric=1):
+    """A cell that holds the bytes `values` as an uncompressed grey TIFF of 2x2 px."""
+    tags = [(256, 2), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 2)]
+    tags += [(279, len(values)), (339, sample_format)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(values))
+    return {"bytes": header + values + struct.pack("<H", len(tags)) + directory + bytes(4), "path": None}
+
+
+GREY = np.array([[0, 255], [128, 64]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        tiff_cell((GREY * np.uint16(257)).tobytes(), 16),
+        tiff_cell((65535 - GREY * np.uint16(257)).tobytes(), 16, photometric=0),  # zero is white
+        tiff_cell(bytes.fromhex("000fff 800400"), 12),
+        tiff_cell((GREY / 255).astype(np.float32).tobytes(), 32, sample_format=3),
+        {"bytes": b"P5 2 2 65535\n" + (GREY * np.uint16(257)).astype(">u2").tobytes(), "path": None},
+    ],
+    ids=["uint16", "uint16 inverted", "uint12", "float32", "PGM"],
+)
+def test_grey_of_any_depth_is_scaled_to_8_bits(cell):
+    np.testing.assert_array_equal(decode(cell), np.repeat(GREY[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (GREY.astype(np.float32), r"must lie in \[0, 1\], not \[0, 255\]; save it as 8 or 16 bits"),
+        (np.where(GREY, np.nan, 0).astype(np.float32), r"must lie in \[0, 1\], not \[nan, nan\]"),
+        (GREY.astype(np.int32), "32-bit integers, whose white is unknown; save it as 8 or 16 bits"),
+        (GREY.astype(np.uint32), "32-bit integers"),
+        (GREY.astype(np.int16), "signed"),
+    ],
+    ids=lambda x: str(getattr(x, "dtype", "")),
+)
+def test_grey_whose_white_is_unknown_is_refused(values, message):
+    sample_format = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    with pytest.raises(ValueError, match=message):
+        decode(tiff_cell(values.tobytes(), values.itemsize * 8, sample_format))
+
+
+def test_metadata_that_pillow_cannot_turn_makes_an_image_unreadable():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "x"  # orientation and camera
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(file, "JPEG", exif=exif)
+    data = file.getvalue().replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02")  # the height, as text
+    with pytest.raises(UNREADABLE):
+        decode({"bytes": data, "path": None})

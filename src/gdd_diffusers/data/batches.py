@@ -84,7 +84,7 @@ class PairedImages:
         if count > max(1, 0.01 * num_rows) or count == num_rows:
             names = ", ".join(list(self.unreadable.values())[:10])
             raise ValueError(
-                f"{count} of {num_rows} images cannot be read, which is more than 1%: {names}."
+                f"{count} of {num_rows} images cannot be read, which is more than 1%: {names} ({error})."
             ) from error
 
 

@@ -12,12 +12,14 @@ image has no partner or one of another size.
 import hashlib
 import io
 import re
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from ..files import pictures_in
 from .matlab_files import open_sidd_blocks
@@ -25,8 +27,8 @@ from .matlab_files import open_sidd_blocks
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")  # formats that Pillow decodes
 
-# Raised by Pillow for a file with a broken header or broken pixels
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Raised by Pillow for a file with a broken header, metadata or pixels
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -274,12 +276,31 @@ def image_size(cell: dict) -> tuple[int, int] | None:
 
 
 def decode(cell: dict) -> np.ndarray:
-    """Decode a cell of an image column that was cast to `decode=False` to uint8 `[H, W, 3]`, upright."""
+    """
+    Decode a cell of an image column that was cast to `decode=False` to uint8 `[H, W, 3]`, upright.
+
+    Raises one of `UNREADABLE` if the file is broken or its white level is unknown.
+    """
     with _open(cell) as file:
         image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey instead of scaling it
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        if file.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits instead of scaling them
+            image = Image.fromarray(_to_8_bits(np.asarray(image), file))
         return np.asarray(image.convert("RGB"))
+
+
+def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
+    tags = getattr(file, "tag_v2", {})  # of a TIFF
+    if file.mode == "F":
+        low, high = grey.min(), grey.max()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN as well
+            raise ValueError(f"its values must lie in [0, 1], not [{low:.4g}, {high:.4g}]; save it as 8 or 16 bits")
+        grey = np.rint(grey.clip(0, 1) * 255)
+    elif file.mode == "I" and file.format != "PPM":
+        raise ValueError("it holds signed or 32-bit integers, whose white is unknown; save it as 8 or 16 bits")
+    else:
+        grey = grey >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
+    grey = grey.astype(np.uint8)
+    return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is zero
 
 
 def _open(cell: dict) -> Image.Image:
