@@ -1,5 +1,7 @@
 import io
+import os
 import struct
+import sys
 
 import datasets
 import numpy as np
@@ -36,6 +38,13 @@ def test_no_folder_and_no_images_are_named(tmp_path):
         find_images(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="No images were found in"):
         find_images(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf_8_are_named(clean_dir):
+    (clean_dir / "2.png").rename(os.fsdecode(bytes(clean_dir) + b"/caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"The name '.*caf\\udce9.png' is not UTF-8; rename the file"):
+        load_clean(clean_dir)
 
 
 def test_pairs_match_by_name_whatever_the_suffix(tmp_path):

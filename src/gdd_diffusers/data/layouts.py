@@ -6,7 +6,7 @@ of one scene are never split between training and validation. A dataset of clean
 simulator such as `CameraNoise` adds the noise during training.
 
 Every loader raises a `FileNotFoundError` if the folder does not exist or holds no image, and a `ValueError` if an
-image has no partner or one of another size.
+image has no partner or one of another size, or a name that is not UTF-8.
 """
 
 import hashlib
@@ -38,6 +38,9 @@ def find_images(folder: str | Path) -> list[Path]:
     files = pictures_in(folder, IMAGE_SUFFIXES, recursive=True)
     if not files:
         raise FileNotFoundError(f"No images were found in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}).")
+    for path in map(str, files):
+        if path.encode(errors="ignore").decode() != path:  # Arrow stores names as UTF-8
+            raise ValueError(f"The name {path!r} is not UTF-8; rename the file or its folder.")
     return files
 
 
