@@ -69,6 +69,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("give one of --noisy_dir with --gt_dir, --layout, --marks and --dataset_name.")
     if bool(args.noisy_dir) != bool(args.gt_dir):
         parser.error("--noisy_dir and --gt_dir go together.")
+    if args.output_dir.encode(errors="ignore").decode() != args.output_dir:
+        parser.error(f"--output_dir {args.output_dir!r} is not UTF-8; choose another name.")
     if (args.layout or args.marks) and not args.folder:
         parser.error("--layout and --marks need --folder.")
     if args.tile_size < 16 or args.tiles_per_file < 1 or not 0 <= args.validation_share < 1:

@@ -85,6 +85,16 @@ def test_the_unreadable_half_of_a_pair_is_the_one_that_is_named(pair_dirs, caplo
     assert "noisy/3.png cannot be read" in caplog.text
 
 
+def test_a_row_without_an_image_is_left_out(clean_dir, caplog):
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(clean_dir)]
+    rows = [*cells[:3], None, cells[4]]
+    dataset = datasets.Dataset.from_dict({"clean": rows}, features=datasets.Features({"clean": datasets.Image()}))
+    for source in (dataset, dataset.to_iterable_dataset()):
+        files = batches_of(source, add_noise, batch_size=5)[0]["files"]
+        assert set(files) <= {"0.png", "1.png", "2.png", "4.png"} and len(files) == 5
+    assert caplog.text.count("cannot be read and is left out: the image is missing") == 2
+
+
 def test_images_are_read_once_while_memory_lasts(clean_dir):
     images = PairedImages(load_clean(clean_dir))
     assert images[1] is images[1]

@@ -184,9 +184,10 @@ def test_an_unreadable_image_is_left_out(pairs, caplog):
         (["--layout", "sidd"], "need --folder"),
         (["--layout", "sidd", "--folder", "a", "--dataset_name", "b"], "give one of"),
         (["--dataset_name", "a", "--tile_size", "8"], "--tile_size must be at least 16"),
+        (["--dataset_name", "a", "--output_dir", "caf\udce9"], "'caf\\udce9' is not UTF-8"),
     ],
 )
 def test_wrong_arguments_are_named(words, message, capsys):
     with pytest.raises(SystemExit):
-        prepare_data.parse_args([*words, "--output_dir", "out"])
+        prepare_data.parse_args(["--output_dir", "out", *words])
     assert message in capsys.readouterr().err

@@ -64,12 +64,12 @@ class PairedImages:
 
         Returns `None` if an image cannot be read.
         """
-        images = {"file": cells["clean"]["path"] or f"row {row}"}
+        images = {"file": _file_name(cells["clean"], row)}
         for name in self.columns:
             try:
                 images[name] = decode(cells[name])
             except UNREADABLE as error:
-                self._count_unreadable(cells[name]["path"] or f"row {row}", row, num_rows, error)
+                self._count_unreadable(_file_name(cells[name], row), row, num_rows, error)
                 return None
         sizes = [images[name].shape[1::-1] for name in self.columns]
         if sizes[0] != sizes[-1]:
@@ -137,7 +137,7 @@ class StreamedImages(PairedImages):
             self.position += 1
             # When resuming, decode the row before as well, in case this one is unreadable.
             if self.position >= sample_number:
-                row = cells["clean"]["path"] or self.position
+                row = (cells["clean"] or {}).get("path") or self.position
                 self.last = self.read(cells, row, max(self.position, 100)) or self.last
         return self.last
 
@@ -282,10 +282,14 @@ class TrainingBatches(torch.utils.data.Dataset):
 def check_sizes(images: PairedImages, smallest: int):
     """Raise a ValueError if an image file is smaller. Images within the dataset are checked when they are read."""
     for cell in images.dataset["clean"]:
-        if cell["bytes"] is not None:
+        if cell and cell["bytes"] is not None:
             return
         if size := image_size(cell):
             _check_size(cell["path"], size, smallest)
+
+
+def _file_name(cell: dict | None, row: int | str) -> str:
+    return (cell or {}).get("path") or f"row {row}"
 
 
 def _check_size(file: str, size: tuple[int, int], smallest: int):

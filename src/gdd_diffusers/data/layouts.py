@@ -268,7 +268,7 @@ def _features(columns: Iterable[str]) -> datasets.Features:
     return datasets.Features({name: text if name == "scene" else image for name in columns})
 
 
-def image_size(cell: dict) -> tuple[int, int] | None:
+def image_size(cell: dict | None) -> tuple[int, int] | None:
     """Return width and height of a cell as displayed, from its header alone; `None` if it cannot be read."""
     try:
         with _open(cell) as image:
@@ -278,7 +278,7 @@ def image_size(cell: dict) -> tuple[int, int] | None:
         return None
 
 
-def decode(cell: dict) -> np.ndarray:
+def decode(cell: dict | None) -> np.ndarray:
     """
     Decode a cell of an image column that was cast to `decode=False` to uint8 `[H, W, 3]`, upright.
 
@@ -306,7 +306,9 @@ def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
     return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is zero
 
 
-def _open(cell: dict) -> Image.Image:
+def _open(cell: dict | None) -> Image.Image:
+    if cell is None:
+        raise ValueError("the image is missing")
     return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
 
 
