@@ -289,7 +289,7 @@ def test_grey_of_any_depth_is_scaled_to_8_bits(cell):
     [
         (GREY.astype(np.float32), r"must lie in \[0, 1\], not \[0, 255\]; save it as 8 or 16 bits"),
         (np.where(GREY, np.nan, 0).astype(np.float32), r"must lie in \[0, 1\], not \[nan, nan\]"),
-        (GREY.astype(np.int32), "32-bit integers, whose white is unknown; save it as 8 or 16 bits"),
+        (GREY.astype(np.int32), "32-bit integers, whose white level is unknown; save it as 8 or 16 bits"),
         (GREY.astype(np.uint32), "32-bit integers"),
         (GREY.astype(np.int16), "signed"),
     ],

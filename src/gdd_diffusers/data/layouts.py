@@ -225,7 +225,7 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     """
     Split a dataset into (training, held out) so that no scene is in both; a row without `scene` is its own scene.
 
-    The name of a scene alone decides, so that it stays on its side when scenes are added, and in other datasets.
+    The name of a scene alone decides, so that it stays on its side when scenes are added or in another dataset.
 
     Args:
         share (`float`, defaults to 0.05): Approximate share of the scenes to hold out; at least one, never all.
@@ -237,7 +237,7 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     places = {scene: int.from_bytes(hashlib.sha256(scene.encode()).digest()) / 2**256 for scene in scenes}
     ordered = sorted(places, key=places.get)
     if len(ordered) < 2:
-        raise ValueError("All images are of one scene, so that none can be held out to validate on.")
+        raise ValueError("All images are of one scene: add another, or validate on other images than held-out ones.")
     count = sum(place < share for place in places.values())
     held_out = set(ordered[: min(max(1, count), len(ordered) - 1)])
     split = [[i for i, scene in enumerate(scenes) if (scene in held_out) == held] for held in (False, True)]
@@ -299,7 +299,7 @@ def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
             raise ValueError(f"its values must lie in [0, 1], not [{low:.4g}, {high:.4g}]; save it as 8 or 16 bits")
         grey = np.rint(grey.clip(0, 1) * 255)
     elif file.mode == "I" and file.format != "PPM":
-        raise ValueError("it holds signed or 32-bit integers, whose white is unknown; save it as 8 or 16 bits")
+        raise ValueError("it holds signed or 32-bit integers, whose white level is unknown; save it as 8 or 16 bits")
     else:
         grey = grey >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
     grey = grey.astype(np.uint8)
