@@ -1,6 +1,8 @@
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 # One thread in every process that the tests start: the last bit of a sum depends on how it is divided among threads.
@@ -53,3 +55,33 @@ def plain_pipe():
     """The same with diffusers' own UNet2DModel and its GroupNorm."""
     torch.manual_seed(0)
     return make_pipeline(UNet2DModel, tile_size=64, tile_overlap=16)
+
+
+def save_image(path, size=(48, 40), seed=0, **options):
+    """Save an image whose every pixel is different from its neighbours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def clean_dir(tmp_path):
+    """A folder of five images."""
+    for i in range(5):
+        save_image(tmp_path / "photos" / f"{i}.png", seed=i)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def pair_dirs(tmp_path):
+    """Two folders of five images each, of the same names."""
+    for i in range(5):
+        save_image(tmp_path / "noisy" / f"{i}.png", seed=100 + i)
+        save_image(tmp_path / "clean" / f"{i}.png", seed=i)
+    return tmp_path / "noisy", tmp_path / "clean"

@@ -5,9 +5,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import save_image
 from PIL import Image
 
-from gdd_diffusers.data.batches import Pictures, Source, TrainingBatches
+from gdd_diffusers.data.batches import PairedImages, Source, TrainingBatches
 from gdd_diffusers.data.layouts import (
     find_images,
     load_clean,
@@ -16,32 +17,7 @@ from gdd_diffusers.data.layouts import (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def save(path, size=(48, 40), seed=0, **options):
-    """A picture whose every pixel is different from its neighbours."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return pixels
-
-
-@pytest.fixture
-def clean_dir(tmp_path):
-    for i in range(5):
-        save(tmp_path / "photos" / f"{i}.png", seed=i)
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def pair_dirs(tmp_path):
-    for i in range(5):
-        save(tmp_path / "noisy" / f"{i}.png", seed=100 + i)
-        save(tmp_path / "clean" / f"{i}.png", seed=i)
-    return tmp_path / "noisy", tmp_path / "clean"
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def add_noise(clean, generator):
@@ -60,7 +36,7 @@ def assert_equal(a, b):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
 
 
-# Where pictures come from
+# Reading images
 
 
 def break_file(path):
@@ -82,39 +58,57 @@ def test_more_than_one_percent_unreadable_is_an_error(clean_dir):
     break_file(clean_dir / "2.png")
     (clean_dir / "3.png").write_bytes(b"")
     batches = batches_of(load_clean(clean_dir), add_noise)
-    with pytest.raises(
-        ValueError, match=r"2 of 5 pictures cannot be read, which is more than 1%: .*[23].png.*[23].png"
-    ):
+    with pytest.raises(ValueError, match=r"2 of 5 images cannot be read, which is more than 1%: .*[23].png.*[23].png"):
         [batches[k] for k in range(10)]
 
 
-def test_the_one_picture_there_is_must_be_readable(tmp_path):
-    save(tmp_path / "photos" / "0.png")
+def test_images_whose_white_is_unknown_are_not_trained_on(tmp_path):
+    for name in ("noisy", "clean"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((32, 32), 20_000, np.int32)).save(tmp_path / name / f"{i}.tif")
+    batches = batches_of(load_pairs(tmp_path / "noisy", tmp_path / "clean"))
+    with pytest.raises(ValueError, match=r"2 of 3 images cannot be read.*\.tif \(it holds signed or 32-bit integers"):
+        batches[0]
+
+
+def test_the_only_image_must_be_readable(tmp_path):
+    save_image(tmp_path / "photos" / "0.png")
     break_file(tmp_path / "photos" / "0.png")
-    with pytest.raises(ValueError, match=r"1 of 1 pictures cannot be read.*0.png"):
+    with pytest.raises(ValueError, match=r"1 of 1 images cannot be read.*0.png"):
         batches_of(load_clean(tmp_path / "photos"), add_noise)[0]
 
 
 def test_the_unreadable_half_of_a_pair_is_the_one_that_is_named(pair_dirs, caplog):
     break_file(pair_dirs[0] / "3.png")
-    assert Pictures(load_pairs(*pair_dirs))[3] is None
+    assert PairedImages(load_pairs(*pair_dirs))[3] is None
     assert "noisy/3.png cannot be read" in caplog.text
 
 
-def test_pictures_are_read_once_while_memory_lasts(clean_dir):
-    pictures = Pictures(load_clean(clean_dir))
-    assert pictures[1] is pictures[1]
-    before = pictures[1]["clean"].copy()
+def test_a_row_without_an_image_is_left_out(clean_dir, caplog):
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(clean_dir)]
+    rows = [*cells[:3], None, cells[4]]
+    dataset = datasets.Dataset.from_dict({"clean": rows}, features=datasets.Features({"clean": datasets.Image()}))
+    for source in (dataset, dataset.to_iterable_dataset()):
+        files = batches_of(source, add_noise, batch_size=5)[0]["files"]
+        assert set(files) <= {"0.png", "1.png", "2.png", "4.png"} and len(files) == 5
+    assert caplog.text.count("cannot be read and is left out: the image is missing") == 2
+
+
+def test_images_are_read_once_while_memory_lasts(clean_dir):
+    images = PairedImages(load_clean(clean_dir))
+    assert images[1] is images[1]
+    before = images[1]["clean"].copy()
     (clean_dir / "1.png").unlink()
-    np.testing.assert_array_equal(pictures[1]["clean"], before)
+    np.testing.assert_array_equal(images[1]["clean"], before)
 
 
-def test_pictures_smaller_than_the_crop_are_named_before_any_work(clean_dir):
+def test_images_smaller_than_the_crop_are_named_before_any_work(clean_dir):
     with pytest.raises(ValueError, match=r"0.png is 48x40, but training needs sides of at least 48 px"):
         batches_of(load_clean(clean_dir), add_noise, crop_schedule=[(24, 0.5), (48, 1.0)])
 
 
-def test_small_pictures_within_a_dataset_are_named_when_read(clean_dir):
+def test_small_images_within_a_dataset_are_named_when_read(clean_dir):
     cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(clean_dir)]
     dataset = datasets.Dataset.from_dict({"clean": cells}, features=datasets.Features({"clean": datasets.Image()}))
     batches = batches_of(dataset, add_noise, crop_schedule=[(48, 1.0)])
@@ -122,7 +116,7 @@ def test_small_pictures_within_a_dataset_are_named_when_read(clean_dir):
         batches[0]
 
 
-def test_clean_pictures_need_a_simulator(clean_dir):
+def test_clean_images_need_a_simulator(clean_dir):
     with pytest.raises(ValueError, match="needs a simulator"):
         batches_of(load_clean(clean_dir))
 
@@ -162,7 +156,7 @@ def test_noisy_and_clean_are_cut_flipped_and_turned_alike(pair_dirs, tmp_path):
 
 
 def test_all_eight_orientations_come(tmp_path):
-    pixels = save(tmp_path / "photos" / "0.png", size=(24, 24))
+    pixels = save_image(tmp_path / "photos" / "0.png", size=(24, 24))
     Image.fromarray(pixels).save(tmp_path / "photos" / "1.png")
     dataset = load_pairs(tmp_path / "photos", tmp_path / "photos")
     batch = batches_of(dataset, batch_size=64)[0]
@@ -189,44 +183,52 @@ def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):
 
 
 @pytest.mark.parametrize("batch_size", [8, 6])
-def test_noise_may_be_left_to_a_device(clean_dir, pair_dirs, batch_size):
+def test_noise_can_be_left_to_a_device(clean_dir, pair_dirs, batch_size):
     def of_device(device):
         sources = [Source(load_clean(clean_dir), 3.0, add_noise), Source(load_pairs(*pair_dirs), 1.0)]
         return TrainingBatches(sources, batch_size, [(24, 1.0)], 6, device=device)
 
     on_cpu, left = of_device(None), of_device("cuda")
-    for k in range(6):
-        item = left[k]  # made without touching the device, as in a worker
-        assert item["clean"].shape == (batch_size, 3, 24, 24) and 0 < len(item["to_simulate"][0]["rows"]) <= batch_size
-        left.device = torch.device("cpu")
+    items = [left[k] for k in range(6)]  # made without touching the device, as in a worker
+    left.device = torch.device("cpu")
+    for k, item in enumerate(items):
+        assert item["clean"].shape == (batch_size, 3, 24, 24)
         finished, expected = left.simulate(item), on_cpu[k]
-        left.device = torch.device("cuda")
+        assert not torch.equal(item["noisy"], expected["noisy"])
         assert finished.keys() == expected.keys() and finished["files"] == expected["files"]
         for name in ("clean", "noisy", "u"):
             assert torch.equal(finished[name], expected[name])
         assert torch.equal(on_cpu.simulate(expected)["noisy"], expected["noisy"])
 
 
-def test_a_device_that_is_no_cuda_leaves_the_noise_to_the_cpu(clean_dir):
+def test_a_device_that_is_not_cuda_leaves_the_noise_to_the_cpu(clean_dir):
     """Not every version of torch has all that the simulator needs for the GPUs of Macs."""
     batches = batches_of(load_clean(clean_dir), add_noise, device="mps")
-    assert "to_simulate" not in batches[0]
     assert_equal(batches[0], batches_of(load_clean(clean_dir), add_noise)[0])
+    assert_equal(batches.simulate(batches[0]), batches[0])
+
+
+@pytest.mark.parametrize("device, expected_sizes", [("cpu", [8, 8, 4]), ("cuda", [20])])
+def test_a_cpu_simulates_groups_and_a_gpu_a_whole_batch_at_once(clean_dir, device, expected_sizes):
+    sizes = []
+
+    def simulator(clean, generator):
+        sizes.append(len(clean))
+        return add_noise(clean, generator)
+
+    batches = batches_of(load_clean(clean_dir), simulator, batch_size=20, device=device)
+    batches.device = torch.device("cpu")
+    batches.simulate(batches[0])
+    assert sizes == expected_sizes
 
 
 def test_noise_left_to_a_cpu_is_that_of_its_workers(clean_dir):
     batches = batches_of(load_clean(clean_dir), add_noise, batch_size=20, device="cpu")
-    assert [len(group["rows"]) for group in batches[0]["to_simulate"]] == [8, 8, 4]
     item, expected = batches[0], batches_of(load_clean(clean_dir), add_noise, batch_size=20)[0]
     num_threads = torch.get_num_threads()
     for _ in range(2):  # and the item stays as it is
         assert_equal(batches.simulate(item), expected)
     assert torch.get_num_threads() == num_threads
-
-
-def test_a_device_simulates_a_whole_batch_at_once(clean_dir):
-    item = batches_of(load_clean(clean_dir), add_noise, batch_size=20, device="cuda")[0]
-    assert [len(group["rows"]) for group in item["to_simulate"]] == [20]
 
 
 # Streams
@@ -237,7 +239,7 @@ def streamed(tmp_path):
     """Forty rows in four files, one of them unreadable."""
     cells = []
     for i in range(40):
-        save(tmp_path / "tiles" / f"{i:02d}.png", seed=i, size=(32, 32))
+        save_image(tmp_path / "tiles" / f"{i:02d}.png", seed=i, size=(32, 32))
         data = (tmp_path / "tiles" / f"{i:02d}.png").read_bytes()
         cells.append({"bytes": data[:500] if i == 17 else data, "path": f"{i:02d}.png"})
     (tmp_path / "hub").mkdir()

@@ -176,7 +176,7 @@ def test_noise_of_a_camera_grows_with_its_iso(tmp_path, camera):
         ("polyu", "NAME:PATH"),
         ("polyu:missing-folder", "There is no folder missing-folder"),
         ("polyu:{empty}", "neither noisy/ and clean/"),
-        ("polyu:{empty}@none", "No pictures were found"),
+        ("polyu:{empty}@none", "No images were found"),
         ("polyu:{pairs}@blur:3", "must be @none, @gaussian:SIGMA or @CAMERA:ISO .*phone"),
         ("polyu:{pairs}@gaussian", "must be @none, @gaussian:SIGMA"),
         ("polyu:{pairs}@none:3", "must be @none, @gaussian:SIGMA"),

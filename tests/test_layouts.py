@@ -1,12 +1,18 @@
+import io
+import os
+import struct
+import sys
+
 import datasets
 import numpy as np
 import pytest
-import torch
+from conftest import save_image
 from PIL import Image
 
-from gdd_diffusers.data.batches import Pictures, Source, TrainingBatches, check_sizes
+from gdd_diffusers.data.batches import PairedImages, check_sizes
 from gdd_diffusers.data.layouts import (
     LAYOUTS,
+    UNREADABLE,
     decode,
     find_images,
     load_clean,
@@ -17,70 +23,33 @@ from gdd_diffusers.data.layouts import (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
-def save(path, size=(48, 40), seed=0, **options):
-    """A picture whose every pixel is different from its neighbours."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return pixels
-
-
-@pytest.fixture
-def clean_dir(tmp_path):
-    for i in range(5):
-        save(tmp_path / "photos" / f"{i}.png", seed=i)
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def pair_dirs(tmp_path):
-    for i in range(5):
-        save(tmp_path / "noisy" / f"{i}.png", seed=100 + i)
-        save(tmp_path / "clean" / f"{i}.png", seed=i)
-    return tmp_path / "noisy", tmp_path / "clean"
-
-
-def add_noise(clean, generator):
-    """The smallest simulator: white noise on the uint8 grid."""
-    noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
-    return clean, (noisy.clamp(0, 1) * 255).round() / 255
-
-
-def batches_of(dataset, simulator=None, batch_size=8, crop_schedule=((24, 1.0),), num_batches=20, **options):
-    return TrainingBatches([Source(dataset, 1.0, simulator)], batch_size, crop_schedule, num_batches, **options)
-
-
-def assert_equal(a, b):
-    assert a["files"] == b["files"]
-    for name in ("noisy", "clean", "u"):
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
-
-
-# Where pictures come from
-
-
-def test_finds_pictures_in_subfolders_and_in_order(tmp_path):
+def test_finds_images_in_subfolders_and_in_order(tmp_path):
     for name in ("b/2.JPG", "b/1.png", "a.tif", ".hidden.png", ".thumbnails/1.png"):
-        save(tmp_path / name)
+        save_image(tmp_path / name)
     (tmp_path / "notes.txt").write_text("")
     assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.tif", "b/1.png", "b/2.JPG"]
 
 
-def test_no_folder_and_no_pictures_are_named(tmp_path):
+def test_no_folder_and_no_images_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
         find_images(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match="No pictures were found in"):
+    with pytest.raises(FileNotFoundError, match="No images were found in"):
         find_images(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf_8_are_named(clean_dir):
+    (clean_dir / "2.png").rename(os.fsdecode(bytes(clean_dir) + b"/caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"The name '.*caf\\udce9.png' is not UTF-8; rename the file"):
+        load_clean(clean_dir)
+
+
 def test_pairs_match_by_name_whatever_the_suffix(tmp_path):
-    noisy = save(tmp_path / "noisy" / "sub" / "1.png", seed=1)
-    save(tmp_path / "clean" / "sub" / "1.jpg", seed=2)
+    noisy = save_image(tmp_path / "noisy" / "sub" / "1.png", seed=1)
+    save_image(tmp_path / "clean" / "sub" / "1.jpg", seed=2)
     dataset = load_pairs(tmp_path / "noisy", tmp_path / "clean")
     assert dataset.column_names == ["noisy", "clean", "scene"]
     assert dataset["scene"][0] == "sub"
@@ -99,27 +68,27 @@ def test_a_missing_partner_is_named(pair_dirs):
 
 
 def test_two_candidates_for_one_partner_are_named(pair_dirs):
-    save(pair_dirs[1] / "3.jpg")
+    save_image(pair_dirs[1] / "3.jpg")
     with pytest.raises(ValueError, match=r"3.jpg and .*3.png have one name"):
         load_pairs(*pair_dirs)
 
 
 def test_a_pair_of_two_sizes_is_named(pair_dirs):
-    save(pair_dirs[1] / "2.png", size=(40, 48))
+    save_image(pair_dirs[1] / "2.png", size=(40, 48))
     with pytest.raises(ValueError, match=r"noisy/2.png is 48x40 and .*clean/2.png is 40x48"):
         load_pairs(*pair_dirs)
 
 
 def test_marked_pairs_in_one_folder(tmp_path):
-    noisy = save(tmp_path / "a_noisy.png", seed=1)
-    clean = save(tmp_path / "a_clean.png", seed=2)
-    save(tmp_path / "unrelated.png")
+    noisy = save_image(tmp_path / "a_noisy.png", seed=1)
+    clean = save_image(tmp_path / "a_clean.png", seed=2)
+    save_image(tmp_path / "unrelated.png")
     dataset = load_marked_pairs(tmp_path, "_noisy", "_clean")
     assert len(dataset) == 1
     np.testing.assert_array_equal(np.asarray(dataset[0]["noisy"]), noisy)
     np.testing.assert_array_equal(np.asarray(dataset[0]["clean"]), clean)
 
-    save(tmp_path / "b_clean.png")
+    save_image(tmp_path / "b_clean.png")
     with pytest.raises(ValueError, match="b_clean.png has no partner b_noisy.png"):
         load_marked_pairs(tmp_path, "_noisy", "_clean")
     (tmp_path / "b_clean.png").rename(tmp_path / "b_noisy.png")
@@ -129,35 +98,35 @@ def test_marked_pairs_in_one_folder(tmp_path):
         load_marked_pairs(tmp_path, "_grainy", "_clean")
 
 
-def test_clean_pictures_without_a_mark(tmp_path):
-    noisy, clean = save(tmp_path / "a_noisy.png", seed=1), save(tmp_path / "a.png", seed=2)
-    save(tmp_path / "unrelated.png")
+def test_clean_images_without_a_mark(tmp_path):
+    noisy, clean = save_image(tmp_path / "a_noisy.png", seed=1), save_image(tmp_path / "a.png", seed=2)
+    save_image(tmp_path / "unrelated.png")
     (pair,) = load_marked_pairs(tmp_path, "_noisy", "")
     np.testing.assert_array_equal(np.asarray(pair["noisy"]), noisy)
     np.testing.assert_array_equal(np.asarray(pair["clean"]), clean)
 
 
-def test_a_header_that_no_picture_has_is_the_readers_business(pair_dirs, monkeypatch):
-    """It is counted among the unreadable ones when it is read, and does not end the search for pairs."""
+def test_an_implausible_header_is_left_to_the_reader(pair_dirs, monkeypatch):
+    """The image counts as unreadable when it is decoded, and does not end the search for pairs."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Image.open raises DecompressionBombError
     dataset = load_pairs(*pair_dirs)
     assert len(dataset) == 5
-    pictures = Pictures(dataset)
-    check_sizes(pictures, 8)
-    with pytest.raises(ValueError, match="2 of 5 pictures cannot be read"):
-        [pictures[row] for row in range(5)]
+    images = PairedImages(dataset)
+    check_sizes(images, 8)
+    with pytest.raises(ValueError, match="2 of 5 images cannot be read"):
+        [images[row] for row in range(5)]
 
 
 def test_sidd_medium_as_downloaded(tmp_path):
     for folder, number in (("0001_001_S6_00100_00060_3200_L", "0001"), ("0002_001_S6_00100_00020_3200_N", "0002")):
         for shot in ("010", "011"):
-            save(tmp_path / "Data" / folder / f"{number}_NOISY_SRGB_{shot}.PNG")
-            save(tmp_path / "Data" / folder / f"{number}_GT_SRGB_{shot}.PNG")
+            save_image(tmp_path / "Data" / folder / f"{number}_NOISY_SRGB_{shot}.PNG")
+            save_image(tmp_path / "Data" / folder / f"{number}_GT_SRGB_{shot}.PNG")
     dataset = LAYOUTS["sidd"](tmp_path)
     assert len(dataset) == 4
     assert set(dataset["scene"]) == {"001"}
     for kind in ("NOISY", "GT"):
-        save(tmp_path / "flat" / f"0001_{kind}_SRGB_010.PNG")
+        save_image(tmp_path / "flat" / f"0001_{kind}_SRGB_010.PNG")
     with pytest.raises(
         ValueError, match="0001_NOISY_SRGB_010.PNG must lie in the folder it came in, such as 0001_001"
     ):
@@ -166,8 +135,8 @@ def test_sidd_medium_as_downloaded(tmp_path):
 
 def test_polyu_and_cc_crops_of_one_scene_stay_together(tmp_path):
     for name in ("Canon5D2_5_160_3200_chair_5", "Canon5D2_5_160_3200_chair__14", "d800_iso1600_1"):
-        save(tmp_path / f"{name}_real.JPG")
-        save(tmp_path / f"{name}_mean.JPG")
+        save_image(tmp_path / f"{name}_real.JPG")
+        save_image(tmp_path / f"{name}_mean.JPG")
     for layout in ("polyu", "cc"):
         scenes = LAYOUTS[layout](tmp_path)["scene"]
         assert sorted(scenes) == ["Canon5D2_5_160_3200_chair", "Canon5D2_5_160_3200_chair", "d800_iso1600"]
@@ -175,9 +144,9 @@ def test_polyu_and_cc_crops_of_one_scene_stay_together(tmp_path):
 
 def test_scene_folders_of_renoir_and_nind(tmp_path):
     for name in ("IMG_1Reference.bmp", "IMG_2Noisy.bmp", "IMG_3Noisy.bmp", "IMG_4Full.bmp"):
-        save(tmp_path / "Batch_001" / name, seed=len(name) * 7 + int(name[4]))
+        save_image(tmp_path / "Batch_001" / name, seed=len(name) * 7 + int(name[4]))
     for iso in ("200", "6400", "H1"):
-        save(tmp_path / "tree" / f"NIND_tree_ISO{iso}.png", size=(32, 32))
+        save_image(tmp_path / "tree" / f"NIND_tree_ISO{iso}.png", size=(32, 32))
     dataset = LAYOUTS["scenes"](tmp_path)
     rows = dataset.cast_column("noisy", datasets.Image(decode=False)).cast_column(
         "clean", datasets.Image(decode=False)
@@ -194,7 +163,7 @@ def test_scene_folders_of_renoir_and_nind(tmp_path):
 
 
 def test_a_scene_without_reference_or_without_noise_is_named(tmp_path):
-    save(tmp_path / "tree" / "1.png")
+    save_image(tmp_path / "tree" / "1.png")
     with pytest.raises(ValueError, match="tree has no reference"):
         LAYOUTS["scenes"](tmp_path)
     (tmp_path / "tree" / "1.png").rename(tmp_path / "tree" / "tree_ISO100.png")
@@ -213,24 +182,6 @@ def test_sidd_validation_blocks(tmp_path):
     assert list(dataset["scene"]) == ["0000"] * 3 + ["0001"] * 3
     np.testing.assert_array_equal(np.asarray(dataset[4]["noisy"]), blocks["Noisy"][1, 1])
     np.testing.assert_array_equal(np.asarray(dataset[4]["clean"]), blocks["Gt"][1, 1])
-
-
-def test_dnd_crops(tmp_path):
-    h5py = pytest.importorskip("h5py")
-    (tmp_path / "images_srgb").mkdir()
-    picture = np.random.rand(20, 30, 3).astype(np.float32)
-    boxes = np.array([[1, 1, 8, 10], [5, 11, 20, 30]])
-    with h5py.File(tmp_path / "info.mat", "w") as file:  # MATLAB's order of dimensions is the other way round
-        file["boxes_of_1"] = boxes.T.astype(np.float64)
-        references = file.create_dataset("info/boundingboxes", (1, 1), dtype=h5py.ref_dtype)
-        references[0, 0] = file["boxes_of_1"].ref
-    with h5py.File(tmp_path / "images_srgb" / "0001.mat", "w") as file:
-        file["InoisySRGB"] = picture.T
-    dataset = LAYOUTS["dnd"](tmp_path)
-    assert dataset.column_names == ["noisy", "scene"]
-    assert [image.size for image in dataset["noisy"]] == [(10, 8), (20, 16)]
-    expected = (picture[4:20, 10:30] * 255).round().astype(np.uint8)
-    np.testing.assert_array_equal(np.asarray(dataset[1]["noisy"]), expected)
 
 
 def test_any_dataset_with_two_image_columns(tmp_path, pair_dirs):
@@ -278,7 +229,7 @@ def test_a_scene_is_held_out_or_not_whatever_else_there_is(tmp_path):
     # the same photographs at another size, of which some were left out and all have another suffix
     for folder, suffix, numbers in (("full", "jpg", (1, 2, 3)), ("half", "png", (1, 2, 3, 4, 5))):
         for i in numbers:
-            save(tmp_path / folder / f"{i}.{suffix}", seed=i)
+            save_image(tmp_path / folder / f"{i}.{suffix}", seed=i)
     full, half = (load_clean(tmp_path / folder)["scene"] for folder in ("full", "half"))
     assert full == half[:3]
 
@@ -291,8 +242,8 @@ def test_one_scene_cannot_be_split(clean_dir):
 # How they are read
 
 
-def test_pictures_are_decoded_upright_to_8_bits(tmp_path):
-    pixels = save(tmp_path / "turned.png", exif=(exif := Image.Exif()))
+def test_images_are_decoded_upright_to_8_bits(tmp_path):
+    pixels = save_image(tmp_path / "turned.png", exif=(exif := Image.Exif()))
     exif[0x0112] = 6  # turned a quarter
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
@@ -304,3 +255,57 @@ def test_pictures_are_decoded_upright_to_8_bits(tmp_path):
     np.testing.assert_array_equal(decode(cells["grey16"]), np.repeat((grey >> 8)[..., None], 3, axis=2))
     np.testing.assert_array_equal(decode(cells["turned16"]), np.rot90(decode(cells["grey16"]), -1))
     assert decode(cells["palette"]).shape == (40, 48, 3)
+
+
+def tiff_cell(values, bits, sample_format=1, photometric=1):
+    """A cell that holds the bytes `values` as an uncompressed grey TIFF of 2x2 px."""
+    tags = [(256, 2), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 2)]
+    tags += [(279, len(values)), (339, sample_format)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(values))
+    return {"bytes": header + values + struct.pack("<H", len(tags)) + directory + bytes(4), "path": None}
+
+
+GREY = np.array([[0, 255], [128, 64]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        tiff_cell((GREY * np.uint16(257)).tobytes(), 16),
+        tiff_cell((65535 - GREY * np.uint16(257)).tobytes(), 16, photometric=0),  # zero is white
+        tiff_cell(bytes.fromhex("000fff 800400"), 12),
+        tiff_cell((GREY / 255).astype(np.float32).tobytes(), 32, sample_format=3),
+        {"bytes": b"P5 2 2 65535\n" + (GREY * np.uint16(257)).astype(">u2").tobytes(), "path": None},
+    ],
+    ids=["uint16", "uint16 inverted", "uint12", "float32", "PGM"],
+)
+def test_grey_of_any_depth_is_scaled_to_8_bits(cell):
+    np.testing.assert_array_equal(decode(cell), np.repeat(GREY[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (GREY.astype(np.float32), r"must lie in \[0, 1\], not \[0, 255\]; save it as 8 or 16 bits"),
+        (np.where(GREY, np.nan, 0).astype(np.float32), r"must lie in \[0, 1\], not \[nan, nan\]"),
+        (GREY.astype(np.int32), "32-bit integers, whose white level is unknown; save it as 8 or 16 bits"),
+        (GREY.astype(np.uint32), "32-bit integers"),
+        (GREY.astype(np.int16), "signed"),
+    ],
+    ids=lambda x: str(getattr(x, "dtype", "")),
+)
+def test_grey_whose_white_is_unknown_is_refused(values, message):
+    sample_format = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    with pytest.raises(ValueError, match=message):
+        decode(tiff_cell(values.tobytes(), values.itemsize * 8, sample_format))
+
+
+def test_metadata_that_pillow_cannot_turn_makes_an_image_unreadable():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "x"  # orientation and camera
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(file, "JPEG", exif=exif)
+    data = file.getvalue().replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02")  # the height, as text
+    with pytest.raises(UNREADABLE):
+        decode({"bytes": data, "path": None})

@@ -19,9 +19,7 @@ sys.path.insert(0, str(EXAMPLES))
 import prepare_data  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture
@@ -47,11 +45,11 @@ def run(pairs, **options):
         "tiles_per_file": 12,
         "validation_share": 0.25,
     } | options
-    words = []
+    arguments = []
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    prepare_data.main(prepare_data.parse_args(words))
+            arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    prepare_data.main(prepare_data.parse_args(arguments))
     return {path.name: path.read_bytes() for path in sorted((pairs / "tiles" / "data").iterdir())}
 
 
@@ -65,7 +63,7 @@ def test_tiles_cover_a_side_without_leaving_it(side, tile):
     assert len(positions) == -(-side // tile)
 
 
-def test_tiles_are_losslessly_what_the_pictures_were(pairs):
+def test_tiles_are_losslessly_what_the_images_were(pairs):
     files = run(pairs)
     assert list(files) == [
         "train-00000-of-00003.parquet",
@@ -74,15 +72,15 @@ def test_tiles_are_losslessly_what_the_pictures_were(pairs):
         "validation-00000-of-00001.parquet",
     ]
     tiles = load_hub_dataset(str(pairs / "tiles"), "train")
-    assert len(tiles) == 6 * 2 * 3  # 6 pictures of 50x70 px
+    assert len(tiles) == 6 * 2 * 3  # 6 images of 50x70 px
     for tile in tiles:
         clean, noisy = np.asarray(tile["clean"]), np.asarray(tile["noisy"])
         assert clean.shape == (32, 32, 3)
         np.testing.assert_array_equal(noisy, 255 - clean)
     tile = tiles.cast_column("clean", datasets.Image(decode=False))[0]
     stem, top, left = Path(tile["clean"]["path"]).stem.split("_")
-    picture = np.asarray(Image.open(pairs / "clean" / tile["scene"] / f"{stem}.png"))
-    expected = picture[int(top) : int(top) + 32, int(left) : int(left) + 32]
+    image = np.asarray(Image.open(pairs / "clean" / tile["scene"] / f"{stem}.png"))
+    expected = image[int(top) : int(top) + 32, int(left) : int(left) + 32]
     np.testing.assert_array_equal(np.asarray(tiles[0]["clean"]), expected)
 
 
@@ -110,9 +108,9 @@ def test_stopped_and_run_again_it_makes_the_same_files(pairs):
 
 def test_other_options_in_the_same_folder_are_refused(pairs):
     run(pairs)
-    with pytest.raises(ValueError, match=r"was begun otherwise \(tile_size was 32 and is 16\)"):
+    with pytest.raises(ValueError, match=r"holds files made with other options \(tile_size was 32 and is 16\)"):
         run(pairs, tile_size=16)
-    with pytest.raises(ValueError, match="noisy_dir was .*noisy and is .*clean"):  # as many, but other pictures
+    with pytest.raises(ValueError, match="noisy_dir was .*noisy and is .*clean"):  # as many, but other images
         run(pairs, noisy_dir=pairs / "clean")
 
 
@@ -121,12 +119,12 @@ def test_the_card_names_splits_and_licence(pairs):
     card = (pairs / "tiles" / "README.md").read_text()
     assert "license: cc-by-4.0" in card
     assert "path: data/validation-*.parquet" in card
-    assert "48 tiles of at most 32x32 px, cut from 8 pictures" in card
+    assert "48 tiles of at most 32x32 px, cut from 8 images" in card
     assert "in `noisy` and `clean`" in card
     assert str(pairs) not in card
 
 
-def test_clean_pictures_alone_and_without_held_out_ones(pairs):
+def test_clean_images_alone_and_without_held_out_ones(pairs):
     files = run(pairs, noisy_dir=None, gt_dir=None, layout="clean", folder=pairs / "clean", validation_share=0)
     assert all(name.startswith("train") for name in files)
     assert set(load_hub_dataset(str(pairs / "tiles")).features) == {"clean", "scene"}
@@ -170,7 +168,7 @@ def test_it_goes_to_the_hub(pairs, monkeypatch):
     assert b"--dataset_name org/tiles" in files["README.md"]
 
 
-def test_an_unreadable_picture_is_left_out(pairs, caplog):
+def test_an_unreadable_image_is_left_out(pairs, caplog):
     path = pairs / "noisy" / "scene1" / "3.png"
     path.write_bytes(path.read_bytes()[:1000])
     run(pairs, validation_share=0)
@@ -186,9 +184,10 @@ def test_an_unreadable_picture_is_left_out(pairs, caplog):
         (["--layout", "sidd"], "need --folder"),
         (["--layout", "sidd", "--folder", "a", "--dataset_name", "b"], "give one of"),
         (["--dataset_name", "a", "--tile_size", "8"], "--tile_size must be at least 16"),
+        (["--dataset_name", "a", "--output_dir", "caf\udce9"], "'caf\\udce9' is not UTF-8"),
     ],
 )
 def test_wrong_arguments_are_named(words, message, capsys):
     with pytest.raises(SystemExit):
-        prepare_data.parse_args([*words, "--output_dir", "out"])
+        prepare_data.parse_args(["--output_dir", "out", *words])
     assert message in capsys.readouterr().err

@@ -846,7 +846,7 @@ def test_one_unreadable_picture_is_named_and_left_out(data, tmp_path, caplog):
 
 def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path)])
-    with pytest.raises(SystemExit, match=f"^train.py: No pictures were found in {tmp_path}"):
+    with pytest.raises(SystemExit, match=f"^train.py: No images were found in {tmp_path}"):
         runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
 
 
@@ -858,5 +858,5 @@ def test_of_what_a_worker_met_only_the_sentence_is_printed_and_no_worker_is_left
     words = [sys.executable, EXAMPLES / "train.py", *options.pop("args")]
     output = subprocess.run(words, **options, text=True, timeout=60).stdout  # which ends when the last worker has
     (said,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
-    assert said.startswith("train.py: 2 of 5 pictures cannot be read, which is more than 1%: ")
+    assert said.startswith("train.py: 2 of 5 images cannot be read, which is more than 1%: ")
     assert "Traceback" not in output

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import torch
 
-from gdd_diffusers.data.batches import Pictures, Source
+from gdd_diffusers.data.batches import PairedImages, Source
 from gdd_diffusers.data.camera_noise import CameraNoise
 from gdd_diffusers.data.layouts import load_clean, load_hub_dataset, load_pairs, split_by_scene
 
@@ -60,7 +60,7 @@ def held_out_pairs(
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
         dataset = datasets.Dataset.from_list(list(dataset.take(count)), features=dataset.features)
     count = min(count, len(dataset))
-    pictures = Pictures(dataset.select([i * len(dataset) // count for i in range(count)]))
+    pictures = PairedImages(dataset.select([i * len(dataset) // count for i in range(count)]))
     pairs = []
     for picture in filter(None, (pictures[i] for i in range(count))):
         clean, noisy = centre_crop(picture["clean"]), centre_crop(picture.get("noisy", picture["clean"]))

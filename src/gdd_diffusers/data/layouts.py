@@ -1,77 +1,65 @@
-"""Datasets of (noisy, clean) image pairs, as benchmarks and users lay them out on disk or on the Hub.
+"""
+Load datasets of (noisy, clean) image pairs from the layouts in which benchmarks and users keep them.
 
-A data set is a `datasets.Dataset` with the image columns `noisy` and `clean`, and `scene`, a string: two images of one
-scene are never split between training and validation. Clean photographs alone have no column `noisy`, and get their
-noise from a simulator such as `CameraNoise` while training.
+A dataset is a `datasets.Dataset` with the image columns `noisy` and `clean`, and a string column `scene`: two images
+of one scene are never split between training and validation. A dataset of clean images has no column `noisy`; a
+simulator such as `CameraNoise` adds the noise during training.
+
+Every loader raises a `FileNotFoundError` if the folder does not exist or holds no image, and a `ValueError` if an
+image has no partner or one of another size, or a name that is not UTF-8.
 """
 
 import hashlib
 import io
-import logging
 import re
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from ..files import pictures_in
-from .matlab_files import open_dnd, open_sidd_blocks
+from .matlab_files import open_sidd_blocks
 
 
-logger = logging.getLogger(__name__)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")  # formats that Pillow decodes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")  # that Pillow decodes
-
-# What Pillow raises for files that it cannot read, in pixels or header
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Raised by Pillow for a file with a broken header, metadata or pixels
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """
-    All picture files below a folder, sorted by path, hidden ones left out.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist or holds no picture.
-    """
+    """Return the image files below a folder, sorted by path, without hidden ones."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     files = pictures_in(folder, IMAGE_SUFFIXES, recursive=True)
     if not files:
-        raise FileNotFoundError(f"No pictures were found in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}).")
+        raise FileNotFoundError(f"No images were found in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}).")
+    for path in map(str, files):
+        if path.encode(errors="ignore").decode() != path:  # Arrow stores names as UTF-8
+            raise ValueError(f"The name {path!r} is not UTF-8; rename the file or its folder.")
     return files
 
 
 def load_clean(folder: str | Path) -> datasets.Dataset:
-    """
-    Every picture below a folder as `clean`, each name a scene of its own, for a simulator to put noise on.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
+    """Load every image below a folder as `clean`, each file name a scene of its own."""
     files = find_images(folder)
-    return _from_files(files, scenes=[str(path.relative_to(folder).with_suffix("")) for path in files])
+    return _from_files([path.relative_to(folder).with_suffix("") for path in files], clean=files)
 
 
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
     """
-    Pairs from two folders with the same file names; suffixes may differ. A subfolder, if there are any, is a scene.
-
-    Args:
-        noisy_dir (`str` or `Path`): Folder of the noisy pictures.
-        clean_dir (`str` or `Path`): Folder of their clean partners.
-
-    Raises:
-        FileNotFoundError: If a folder does not exist or holds no picture.
-        ValueError: If a picture has no partner, two of the same name, or one of another size.
+    Load pairs from two folders with the same file names; suffixes may differ. Each subfolder is a scene.
 
     Example:
 
     ```py
     >>> import tempfile
     >>> from PIL import Image
-    >>> from gdd_diffusers.data.layouts import (load_pairs)
+    >>> from gdd_diffusers.data.layouts import load_pairs
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> for name in ("noisy", "clean"):
@@ -83,63 +71,57 @@ def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset
 
     ```
     """
-    by_name = []
-    for folder in (Path(noisy_dir), Path(clean_dir)):
-        names = {}
-        for path in find_images(folder):
-            name = path.relative_to(folder).with_suffix("")
-            if name in names:
-                raise ValueError(f"{names[name]} and {path} have one name; a picture needs exactly one partner.")
-            names[name] = path
-        by_name.append(names)
-    noisy, clean = by_name
+    noisy, clean = _files_by_name(noisy_dir), _files_by_name(clean_dir)
     for name in sorted(noisy.keys() ^ clean.keys()):
         present, missing = (noisy, clean_dir) if name in noisy else (clean, noisy_dir)
         raise ValueError(f"{present[name]} has no partner named {name}.* in {missing}.")
-    scenes = [str(name.parent if name.parent.name else name) for name in noisy]
-    return _from_files([clean[name] for name in noisy], list(noisy.values()), scenes)
+    scenes = [name.parent if name.parent.name else name for name in noisy]
+    return _from_files(scenes, noisy=list(noisy.values()), clean=[clean[name] for name in noisy])
+
+
+def _files_by_name(folder: str | Path) -> dict[Path, Path]:
+    files = {}
+    for path in find_images(folder):
+        name = path.relative_to(folder).with_suffix("")
+        if name in files:
+            raise ValueError(f"{files[name]} and {path} have one name; an image needs exactly one partner.")
+        files[name] = path
+    return files
 
 
 def load_marked_pairs(
     folder: str | Path, noisy_mark: str, clean_mark: str, scene_of: Callable[[Path], str] | None = None
 ) -> datasets.Dataset:
     """
-    Pairs from one folder where the paths differ in one mark: `a/1_noisy.png` and `a/1_clean.png`.
+    Load pairs from one folder whose names differ in one mark, such as `a/1_noisy.png` and `a/1_clean.png`.
 
     Args:
-        folder (`str` or `Path`): Searched with its subfolders. Pictures without a mark are left alone.
-        noisy_mark (`str`): What the name of every noisy picture contains, such as `"_noisy"`.
-        clean_mark (`str`): What its partner has in that place, such as `"_clean"`, or nothing at all, `""`.
-        scene_of (`Callable`, *optional*): From a noisy path to its scene; by default each pair is its own.
-
-    Raises:
-        FileNotFoundError: If there is no folder, no picture or none with the mark.
-        ValueError: If a picture has no partner, or one of another size.
+        folder (`str` or `Path`): Searched with its subfolders. Images without a mark are ignored.
+        noisy_mark (`str`): Part of the name of every noisy image, such as `"_noisy"`.
+        clean_mark (`str`): Its replacement in the partner's name, such as `"_clean"` or `""`.
+        scene_of (`Callable`, *optional*): Maps a noisy path to its scene; by default each pair is a scene of its own.
     """
     files = find_images(folder)
     noisy = [path for path in files if noisy_mark in path.name]
     if not noisy:
-        raise FileNotFoundError(f"No picture in {folder} has {noisy_mark!r} in its name.")
+        raise FileNotFoundError(f"No image in {folder} has {noisy_mark!r} in its name.")
     clean = [path.with_name(path.name.replace(noisy_mark, clean_mark)) for path in noisy]
-    partners = set(clean)
     for path, partner in zip(noisy, clean, strict=True):
         if not partner.is_file():
             raise ValueError(f"{path} has no partner {partner.name} beside it.")
+    partners = set(clean)
     for path in files:
         if clean_mark and clean_mark in path.name and path not in partners:
             raise ValueError(f"{path} has no partner {path.name.replace(clean_mark, noisy_mark)} beside it.")
-    scene_of = scene_of or (lambda path: str(path.relative_to(folder)))
-    return _from_files(clean, noisy, [scene_of(path) for path in noisy])
+    scenes = [scene_of(path) if scene_of else path.relative_to(folder) for path in noisy]
+    return _from_files(scenes, noisy=noisy, clean=clean)
 
 
 def load_sidd(folder: str | Path) -> datasets.Dataset:
     """
-    SIDD-Medium in sRGB as downloaded: `Data/0001_001_S6_.../0001_NOISY_SRGB_010.PNG` beside its `GT` partner.
+    Load SIDD-Medium in sRGB: `Data/0001_001_S6_.../0001_NOISY_SRGB_010.PNG` beside its `GT` partner.
 
     The second number in the folder's name is the scene (Abdelhamed et al., CVPR 2018).
-
-    Raises:
-        ValueError: If a picture lies in a folder without such a name, or has no partner.
     """
 
     def scene_of(path):
@@ -152,18 +134,16 @@ def load_sidd(folder: str | Path) -> datasets.Dataset:
 
 
 def load_sidd_validation(folder: str | Path) -> datasets.Dataset:
-    """
-    The SIDD validation blocks, each of the 40 pictures a scene; they are kept in memory, as PNG files.
-
-    Raises:
-        FileNotFoundError, ValueError: As [`open_sidd_blocks`].
-    """
-    return _from_arrays(*open_sidd_blocks(folder, "ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb"))
+    """Load the SIDD validation blocks into memory, as PNG files; each of the 40 images is a scene."""
+    names, load = open_sidd_blocks(folder, "ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb")
+    rows = [[{"bytes": to_png(pixels), "path": f"{name}.png"} for pixels in load(i)] for i, name in enumerate(names)]
+    noisy, clean = map(list, zip(*rows, strict=True))
+    return _to_dataset([name.split("_")[0] for name in names], {"noisy": noisy, "clean": clean})
 
 
 def load_polyu(folder: str | Path) -> datasets.Dataset:
     """
-    Crops of PolyU (Xu et al., 2018) or CC (Nam et al., 2016): `..._bicycle_10_real.JPG` beside `..._mean.JPG`.
+    Load crops of PolyU (Xu et al., 2018) or CC (Nam et al., 2016): `..._bicycle_10_real.JPG` beside `..._mean.JPG`.
 
     The name up to the crop's number is the scene.
     """
@@ -172,44 +152,30 @@ def load_polyu(folder: str | Path) -> datasets.Dataset:
 
 def load_scenes(folder: str | Path) -> datasets.Dataset:
     """
-    One subfolder per scene with several exposures, as in RENOIR and NIND: each noisy one is paired with the reference.
+    Load one subfolder per scene with several exposures, as in RENOIR and NIND; each is paired with the reference.
 
-    The reference has `reference`, `gt` or `clean` in its name (RENOIR's `Full`, nearly clean as well, is left out), or
-    else it is the one of lowest ISO, as in `NIND_tree_ISO200.png`.
-
-    Raises:
-        ValueError: If a scene has no reference, nothing else, or pictures of several sizes.
+    The reference has `reference`, `gt` or `clean` in its name, or else it is the image of lowest ISO, as in
+    `NIND_tree_ISO200.png`. RENOIR's `Full`, which is nearly clean, is left out.
     """
     scenes = {}
     for path in find_images(folder):
         scenes.setdefault(path.parent, []).append(path)
-    clean, noisy = [], []
+    noisy, clean = [], []
     for scene, files in scenes.items():
         named = [path for path in files if re.search(r"reference|(?<![a-z])(gt|clean)(?![a-z])", path.stem, re.I)]
         iso = {path: int(m[1]) for path in files if (m := re.search(r"ISO_?(\d+)", path.stem, re.I))}
         if len(named) != 1 and not iso:
             raise ValueError(
-                f"{scene} has no reference: one picture must have 'reference', 'gt' or 'clean' in its name, or every "
+                f"{scene} has no reference: one image must have 'reference', 'gt' or 'clean' in its name, or every "
                 "name its ISO."
             )
         reference = named[0] if len(named) == 1 else min(iso, key=iso.get)
         others = [path for path in files if path != reference and "full" not in path.stem.lower()]
         if not others:
-            raise ValueError(f"{scene} has a reference, {reference.name}, but no noisy picture.")
+            raise ValueError(f"{scene} has a reference, {reference.name}, but no noisy image.")
         noisy += others
         clean += [reference] * len(others)
-    return _from_files(clean, noisy, [str(path.parent.relative_to(folder)) for path in noisy])
-
-
-def load_dnd(folder: str | Path) -> datasets.Dataset:
-    """
-    The noisy crops of DND in sRGB, rounded to 8 bits; they are kept in memory, as PNG files. There are no clean ones.
-
-    Raises:
-        OSError, ValueError: As [`open_dnd`].
-    """
-    names, load = open_dnd(folder)
-    return _from_arrays(names, lambda i: ((load(i) * 255).round().astype(np.uint8),))
+    return _from_files([path.parent.relative_to(folder) for path in noisy], noisy=noisy, clean=clean)
 
 
 LAYOUTS = {
@@ -219,29 +185,24 @@ LAYOUTS = {
     "polyu": load_polyu,
     "cc": load_polyu,
     "scenes": load_scenes,
-    "dnd": load_dnd,
 }
 
 
 def load_hub_dataset(
-    name: str,
-    split: str = "train",
-    noisy_column: str = "noisy",
-    clean_column: str = "clean",
-    streaming: bool = False,
+    name: str, split: str = "train", noisy_column: str = "noisy", clean_column: str = "clean", streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    A dataset on the Hub or in a folder, such as `examples/prepare_data.py` writes; memory-mapped, or streamed.
+    Load a dataset from the Hub or a folder, such as `examples/prepare_data.py` writes.
 
     Args:
         name (`str`): Repo id or folder.
-        split (`str`, defaults to `"train"`): Which split.
-        noisy_column (`str`, defaults to `"noisy"`): Its image column of noisy pictures; may be missing.
-        clean_column (`str`, defaults to `"clean"`): Its image column of clean pictures.
-        streaming (`bool`, defaults to `False`): Read it in order as it comes, without storing it.
+        split (`str`, defaults to `"train"`): Name of the split.
+        noisy_column (`str`, defaults to `"noisy"`): Image column of the noisy images; `"noisy"` may be missing.
+        clean_column (`str`, defaults to `"clean"`): Image column of the clean images.
+        streaming (`bool`, defaults to `False`): Whether to read the rows in order without storing them.
 
     Raises:
-        ValueError: If a column is missing or holds no pictures.
+        ValueError: If a column is missing or holds no images.
     """
     dataset = datasets.load_dataset(name, split=split, streaming=streaming)
     columns = {clean_column: "clean"}
@@ -250,87 +211,109 @@ def load_hub_dataset(
     for column in columns:
         if not isinstance(dataset.features.get(column), datasets.Image):
             raise ValueError(f"{name} has no image column {column!r}; its columns are {', '.join(dataset.features)}.")
-    kept = [*columns, "scene"] if "scene" in dataset.features else list(columns)
-    dataset = dataset.select_columns(kept)
-    for column in columns:  # or else renaming would decode every picture of a stream
+    dataset = dataset.select_columns([*columns, *({"scene"} & dataset.features.keys())])
+    for column in columns:  # otherwise renaming would decode every image of a stream
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-    for column in columns.values():
-        dataset = dataset.cast_column(column, datasets.Image())
-    return dataset.cast_column("scene", datasets.Value("string")) if "scene" in kept else dataset
+    for column, feature in _features(dataset.features).items():
+        if dataset.features[column] != feature:  # a cast of strings would copy the dataset
+            dataset = dataset.cast_column(column, feature)
+    return dataset
 
 
 def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    Divide a data set into (training, held out) so that no scene is in both; rows without `scene` are one each.
+    Split a dataset into (training, held out) so that no scene is in both; a row without `scene` is its own scene.
 
-    Whether a scene is held out depends on its name alone, so that it stays when others are added, and is the same in
-    other data sets that have the scene too, say at another size.
+    The name of a scene alone decides, so that it stays on its side when scenes are added or in another dataset.
 
     Args:
-        share (`float`, defaults to 0.05): Of the scenes to hold out, about; at least one, and never all.
+        share (`float`, defaults to 0.05): Approximate share of the scenes to hold out; at least one, never all.
 
     Raises:
-        ValueError: If there is but one scene.
+        ValueError: If there is only one scene.
     """
     scenes = list(map(str, dataset["scene"] if "scene" in dataset.column_names else range(len(dataset))))
     places = {scene: int.from_bytes(hashlib.sha256(scene.encode()).digest()) / 2**256 for scene in scenes}
     ordered = sorted(places, key=places.get)
     if len(ordered) < 2:
-        raise ValueError("All pictures are of one scene, so that none can be held out to validate on.")
+        raise ValueError("All images are of one scene: add another, or validate on other images than held-out ones.")
     count = sum(place < share for place in places.values())
     held_out = set(ordered[: min(max(1, count), len(ordered) - 1)])
     split = [[i for i, scene in enumerate(scenes) if (scene in held_out) == held] for held in (False, True)]
     return dataset.select(split[0]), dataset.select(split[1])
 
 
-def _from_files(clean: list[Path], noisy: list[Path] | None = None, scenes: Iterable[str] = ()) -> datasets.Dataset:
+def _from_files(scenes: list[Path | str], clean: list[Path], noisy: list[Path] | None = None) -> datasets.Dataset:
     columns = {"noisy": noisy, "clean": clean} if noisy else {"clean": clean}
-    for a, b in zip(noisy or [], clean, strict=bool(noisy)):
-        try:
-            with Image.open(a) as noisy_image, Image.open(b) as clean_image:
-                sizes = [upright_size(noisy_image), upright_size(clean_image)]
-        except UNREADABLE:
-            continue  # whoever reads the pictures will count it among the unreadable ones
-        if sizes[0] != sizes[1]:
+    cells = [[{"bytes": None, "path": str(path)} for path in paths] for paths in columns.values()]
+    for noisy_cell, clean_cell in zip(*cells, strict=True) if noisy else ():
+        sizes = image_size(noisy_cell), image_size(clean_cell)
+        if None not in sizes and sizes[0] != sizes[1]:
             (w, h), (other_w, other_h) = sizes
-            raise ValueError(f"A pair must have one size, but {a} is {w}x{h} and {b} is {other_w}x{other_h}.")
-    features = {name: datasets.Image() for name in columns} | {"scene": datasets.Value("string")}
-    data = {name: [str(path) for path in paths] for name, paths in columns.items()} | {"scene": list(scenes)}
-    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+            raise ValueError(
+                f"A pair must have one size, but {noisy_cell['path']} is {w}x{h} and {clean_cell['path']} is "
+                f"{other_w}x{other_h}."
+            )
+    return _to_dataset(scenes, dict(zip(columns, cells, strict=True)))
 
 
-def _from_arrays(names: list[str], load: Callable[[int], tuple[np.ndarray, ...]]) -> datasets.Dataset:
-    """What `open_sidd_blocks` or `open_dnd` gives to a data set of PNG files in memory."""
-    rows = [[{"bytes": to_png(x), "path": f"{name}.png"} for x in load(i)] for i, name in enumerate(names)]
-    columns = dict(zip(("noisy", "clean"), zip(*rows, strict=True), strict=False))
-    features = {name: datasets.Image() for name in columns} | {"scene": datasets.Value("string")}
-    data = {name: list(cells) for name, cells in columns.items()} | {"scene": [name.split("_")[0] for name in names]}
-    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+def _to_dataset(scenes: list, columns: dict[str, list]) -> datasets.Dataset:
+    data = columns | {"scene": list(map(str, scenes))}
+    return datasets.Dataset.from_dict(data, features=_features(data))
 
 
-def open_cell(cell: dict) -> Image.Image:
-    """A cell of an image column cast to `decode=False`, opened."""
-    return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+def _features(columns: Iterable[str]) -> datasets.Features:
+    image, text = datasets.Image(), datasets.Value("string")
+    return datasets.Features({name: text if name == "scene" else image for name in columns})
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture as it is shown, from its header alone."""
-    turned = image.getexif().get(0x0112, 1) > 4
-    return image.size[::-1] if turned else image.size
+def image_size(cell: dict | None) -> tuple[int, int] | None:
+    """Return width and height of a cell as displayed, from its header alone; `None` if it cannot be read."""
+    try:
+        with _open(cell) as image:
+            turned = image.getexif().get(0x0112, 1) > 4
+            return image.size[::-1] if turned else image.size
+    except UNREADABLE:
+        return None
 
 
-def decode(cell: dict) -> np.ndarray:
-    """A cell of an image column cast to `decode=False`, to uint8 [H, W, 3], upright."""
-    with open_cell(cell) as file:
+def decode(cell: dict | None) -> np.ndarray:
+    """
+    Decode a cell of an image column that was cast to `decode=False` to uint8 `[H, W, 3]`, upright.
+
+    Raises one of `UNREADABLE` if the file is broken or its white level is unknown.
+    """
+    with _open(cell) as file:
         image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey instead of scaling it
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        if file.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits instead of scaling them
+            image = Image.fromarray(_to_8_bits(np.asarray(image), file))
         return np.asarray(image.convert("RGB"))
 
 
+def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
+    tags = getattr(file, "tag_v2", {})  # of a TIFF
+    if file.mode == "F":
+        low, high = grey.min(), grey.max()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN as well
+            raise ValueError(f"its values must lie in [0, 1], not [{low:.4g}, {high:.4g}]; save it as 8 or 16 bits")
+        grey = np.rint(grey.clip(0, 1) * 255)
+    elif file.mode == "I" and file.format != "PPM":
+        raise ValueError("it holds signed or 32-bit integers, whose white level is unknown; save it as 8 or 16 bits")
+    else:
+        grey = grey >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
+    grey = grey.astype(np.uint8)
+    return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is zero
+
+
+def _open(cell: dict | None) -> Image.Image:
+    if cell is None:
+        raise ValueError("the image is missing")
+    return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+
+
 def to_png(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] to a PNG file. Noise cannot be compressed, so little is lost by compressing fast."""
+    """Encode uint8 `[H, W, 3]` as PNG, fast: stronger compression saves little on noise."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()

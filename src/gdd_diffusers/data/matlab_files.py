@@ -1,4 +1,8 @@
-"""The MATLAB files in which SIDD and DND distribute their benchmarks."""
+"""
+Read the MATLAB files in which SIDD and DND are distributed.
+
+A `FileNotFoundError` names a missing file, and a `ValueError` one that cannot be read or lacks its array.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,72 +12,61 @@ import numpy as np
 
 def open_sidd_blocks(folder: str | Path, *keys: str) -> tuple[list[str], Callable[[int], tuple[np.ndarray, ...]]]:
     """
-    The blocks that SIDD distributes as MATLAB files, each named as the one array in it (Abdelhamed et al., CVPR 2018).
-
-    Files of MATLAB 7.3 are read block by block; older ones hold their bytes in another order, and stay in memory.
+    Read SIDD blocks into memory from MATLAB files named after their array (Abdelhamed et al., CVPR 2018).
 
     Args:
-        folder (`str` or `Path`): Where the files lie.
-        keys (`str`): `"ValidationNoisyBlocksSrgb"` and so on, whose blocks belong together.
+        folder (`str` or `Path`): Folder of the files.
+        keys (`str`): Names of arrays whose blocks belong together, such as `"ValidationNoisyBlocksSrgb"`.
 
     Returns:
-        `tuple[list[str], Callable]`: The blocks' names, such as `"0039_31"`, and a function from a block's number to
-            its picture in each of the files, uint8 [H, W, 3].
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file has no such array, or cannot be read, or the arrays differ in shape.
+        `tuple[list[str], Callable]`: The names of the blocks, such as `"0039_31"`, and a function from the number of a
+            block to its image in each file, uint8 `[H, W, 3]`.
     """
-    opened = [_open_mat(Path(folder) / f"{key}.mat", key) for key in keys]
-    # HDF5 sees MATLAB's dimensions in reverse order
-    shapes = [array.shape if isinstance(array, np.ndarray) else array.shape[::-1] for array in opened]
-    for key, array, shape in zip(keys, opened, shapes, strict=True):
-        if len(shape) != 5 or array.dtype != np.uint8 or shape != shapes[0]:
-            expected = "[40, 32, 256, 256, 3]" if shape == shapes[0] else f"{list(shapes[0])} as {keys[0]}"
-            raise ValueError(f"{key} in {folder} must be uint8 {expected}, not {array.dtype} {list(shape)}.")
-    count = shapes[0][1]
-
-    def load(number):
-        i, j = divmod(number, count)
-        return tuple(
-            np.ascontiguousarray(array[i, j] if isinstance(array, np.ndarray) else array[..., j, i].T)
-            for array in opened
-        )
-
-    return [f"{i:04d}_{j:02d}" for i, j in np.ndindex(shapes[0][:2])], load
+    arrays = []
+    for key in keys:
+        array = _open_mat(Path(folder) / f"{key}.mat", key)
+        if not isinstance(array, np.ndarray):
+            with array.file:
+                array = array[()].T  # HDF5 has the dimensions in reverse order
+        shape = arrays[0].shape if arrays else array.shape
+        if array.ndim != 5 or array.dtype != np.uint8 or array.shape != shape:
+            expected = "[40, 32, 256, 256, 3]" if array.shape == shape else f"{list(shape)} as {keys[0]}"
+            raise ValueError(f"{key} in {folder} must be uint8 {expected}, not {array.dtype} {list(array.shape)}.")
+        arrays.append(array)
+    indices = list(np.ndindex(shape[:2]))
+    return (
+        [f"{i:04d}_{j:02d}" for i, j in indices],
+        lambda number: tuple(np.ascontiguousarray(array[indices[number]]) for array in arrays),
+    )
 
 
 def open_dnd(folder: str | Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
     """
-    The noisy crops of DND in sRGB, read one by one from `info.mat` and `images_srgb/` (Plötz and Roth, CVPR 2017).
+    Open the noisy crops of DND in sRGB: `info.mat` and `images_srgb/` (Plötz and Roth, CVPR 2017).
 
     Returns:
-        `tuple[list[str], Callable]`: The crops' names, such as `"0050_20"`, and a function from a crop's number to its
-            pixels, float32 [H, W, 3] in [0, 1].
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be read, or lacks its array.
+        `tuple[list[str], Callable]`: The names of the crops, such as `"0050_20"`, and a function that reads the crop
+            of a number, float32 `[H, W, 3]` in [0, 1].
     """
     folder = Path(folder)
     references = _open_mat(folder / "info.mat", "info/boundingboxes")
-    # corners top, left, bottom, right of each crop, counted from 1 and inclusive: [images, crops, 4]
+    # Top, left, bottom and right of each crop, counted from 1 and inclusive: [images, crops, 4]
     boxes = np.stack([references.file[reference][:].T for reference in references[:].flatten()]).astype(int)
-    crops = boxes.shape[1]
+    indices = list(np.ndindex(boxes.shape[:2]))
 
     def load(number):
-        i, j = divmod(number, crops)
+        i, j = indices[number]
         top, left, bottom, right = boxes[i, j]
         array = _open_mat(folder / "images_srgb" / f"{i + 1:04d}.mat", "InoisySRGB")
         with array.file:
-            crop = array[:, left - 1 : right, top - 1 : bottom].T  # MATLAB's [H, W, 3] is [3, W, H] here
+            crop = array[:, left - 1 : right, top - 1 : bottom].T  # MATLAB's [H, W, 3] is [3, W, H] in HDF5
         return crop.clip(0, 1).astype(np.float32)
 
-    return [f"{i + 1:04d}_{j + 1:02d}" for i, j in np.ndindex(boxes.shape[:2])], load
+    return [f"{i + 1:04d}_{j + 1:02d}" for i, j in indices], load
 
 
 def _open_mat(path: Path, key: str):
-    """An array of a MATLAB file: in memory, or of a file of MATLAB 7.3, which is HDF5, still in it."""
+    """Return an array of a MATLAB file, or of a file of MATLAB 7.3, which is HDF5, the `h5py.Dataset`."""
     try:
         import h5py
         import scipy.io
@@ -89,7 +82,7 @@ def _open_mat(path: Path, key: str):
         else:
             found = [name for name, *_ in scipy.io.whosmat(path)]
             array = scipy.io.loadmat(path, variable_names=[key]).get(key)
-    except Exception as error:  # the libraries have many for what is broken
+    except Exception as error:  # both libraries raise many kinds for a broken file
         raise ValueError(f"{path} cannot be read as a MATLAB file: {error}") from error
     if array is None:
         raise ValueError(f"{path} must hold the variable {key}, and has {', '.join(found) or 'none'}.")
