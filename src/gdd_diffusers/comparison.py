@@ -1,26 +1,24 @@
-"""Pictures of pictures: before and after, whole and enlarged."""
+"""Images that show images: before and after, whole and enlarged."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
+GAP = 8
+
+
 def compare(
-    pictures: dict[str, Image.Image], width: int = 1600, zoom: int = 3, box: tuple[int, int] | None = None
+    images: dict[str, Image.Image], width: int = 1600, zoom: int = 3, box: tuple[int, int] | None = None
 ) -> Image.Image:
     """
-    Puts pictures side by side, each above an enlarged crop of it, with its name on top.
+    Put images side by side, each with its name above and an enlarged crop below.
 
     Args:
-        pictures (`dict[str, PIL.Image.Image]`): Names and pictures of one size.
-        width (`int`, defaults to 1600): Width of the result in pixels, at most; small pictures are not enlarged.
-        zoom (`int`, defaults to 3): How many pixels one pixel of the crop is wide.
-        box (`tuple[int, int]`, *optional*): Left and top of the crop; where the pictures differ most if not given.
-
-    Returns:
-        `PIL.Image.Image`: in RGB.
-
-    Raises:
-        `ValueError`: When the pictures differ in size.
+        images (`dict[str, PIL.Image.Image]`): Names and images of one size (`ValueError` otherwise).
+        width (`int`, defaults to 1600): Maximum width of the result in pixels. Small images are not enlarged.
+        zoom (`int`, defaults to 3): How many pixels wide one pixel of the crop is shown.
+        box (`tuple[int, int]`, *optional*): Left and top of the crop. By default, where the first and the last image
+            differ most.
 
     Example:
         ```py
@@ -33,64 +31,58 @@ def compare(
 
         ```
     """
-    images = {name: image.convert("RGB") for name, image in pictures.items()}
+    images = {name: image.convert("RGB") for name, image in images.items()}
     if len({image.size for image in images.values()}) != 1:
-        raise ValueError(f"Pictures to compare must have one size, not {[image.size for image in images.values()]}.")
-    gap, label = 8, 25
+        raise ValueError(f"Images to compare must have one size, not {[image.size for image in images.values()]}.")
     first, *_, last = images.values()
-    column = min(first.width, (width - gap * (len(images) - 1)) // len(images))
+    column = min(first.width, (width - GAP * (len(images) - 1)) // len(images))
     row = max(1, round(first.height * column / first.width))
     crop_width, crop_height = (max(1, min(side, column // zoom)) for side in first.size)
     crop_height = min(crop_height, max(1, round(crop_width * 2 / 3)))
-    left, top = box or _largest_difference(first, last, crop_width, crop_height)
+    left, top = box or most_different([first, last], crop_width, crop_height)[0]
 
-    height = label + row + gap + crop_height * zoom
-    sheet = Image.new("RGB", (len(images) * (column + gap) - gap, height), "white")
+    columns = {}
+    for name, image in images.items():
+        crop = image.crop((left, top, left + crop_width, top + crop_height))
+        crop = crop.resize((crop_width * zoom, crop_height * zoom), Image.Resampling.NEAREST)
+        columns[name] = stack([image.resize((column, row), Image.Resampling.LANCZOS), crop], GAP)
+    return grid(columns, len(columns))
+
+
+def grid(images: dict[str, Image.Image], num_columns: int) -> Image.Image:
+    """Arrange images of one size in rows, each with its name above, of one line or more."""
+    width, height = next(iter(images.values())).size
+    label = 5 + 20 * max(name.count("\n") + 1 for name in images)
+    num_rows = -(-len(images) // num_columns)
+    size = (num_columns * (width + GAP) - GAP, num_rows * (label + height + GAP) - GAP)
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for i, (name, image) in enumerate(images.items()):
-        x = i * (column + gap)
-        draw.text((x + 2, 2), name, fill="black", font=font)
-        sheet.paste(image.resize((column, row), Image.Resampling.LANCZOS), (x, label))
-        crop = image.crop((left, top, left + crop_width, top + crop_height))
-        sheet.paste(
-            crop.resize((crop_width * zoom, crop_height * zoom), Image.Resampling.NEAREST), (x, label + row + gap)
-        )
+        x, y = i % num_columns * (width + GAP), i // num_columns * (label + height + GAP)
+        draw.text((x + 2, y + 2), name, fill="black", font=font)
+        sheet.paste(image, (x, y + label))
     return sheet
 
 
-def stack(pictures: list[Image.Image], gap: int = 16) -> Image.Image:
-    """
-    Puts pictures below each other, on white.
-
-    Args:
-        pictures (`list[PIL.Image.Image]`): Of any sizes.
-        gap (`int`, defaults to 16): Pixels between them.
-
-    Example:
-        ```py
-        >>> from PIL import Image
-        >>> from gdd_diffusers.comparison import stack
-
-        >>> stack([Image.new("RGB", (300, 200)), Image.new("RGB", (200, 100))]).size
-        (300, 316)
-
-        ```
-    """
-    height = sum(picture.height + gap for picture in pictures) - gap
-    sheet = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
+def stack(images: list[Image.Image], gap: int = 16) -> Image.Image:
+    """Put images of any size below each other on white, `gap` pixels apart."""
+    height = sum(image.height + gap for image in images) - gap
+    sheet = Image.new("RGB", (max(image.width for image in images), height), "white")
     top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height + gap
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height + gap
     return sheet
 
 
-def _largest_difference(a: Image.Image, b: Image.Image, width: int, height: int) -> tuple[int, int]:
-    """Left and top of the box, of those on a grid of half its size, in which two pictures differ most."""
-    difference = np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).mean(-1)
-    lefts = range(0, a.width - width + 1, max(1, width // 2))
-    tops = range(0, a.height - height + 1, max(1, height // 2))
-    return max(
-        ((left, top) for top in tops for left in lefts),
-        key=lambda corner: difference[corner[1] : corner[1] + height, corner[0] : corner[0] + width].mean(),
-    )
+def most_different(images: list[Image.Image], width: int, height: int) -> tuple[tuple[int, int], float]:
+    """Find the box in which RGB images differ most: its left and top, and the mean range of values there."""
+    difference = np.ptp(np.stack(images), axis=0).mean(-1)
+    boxes = [
+        (left, top)
+        for top in range(0, difference.shape[0] - height + 1, max(1, height // 2))
+        for left in range(0, difference.shape[1] - width + 1, max(1, width // 2))
+    ]
+    means = [difference[top : top + height, left : left + width].mean() for left, top in boxes]
+    best = int(np.argmax(means))
+    return boxes[best], means[best]

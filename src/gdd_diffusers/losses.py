@@ -1,7 +1,20 @@
-"""Losses on the clean picture that the network predicts.
+r"""
+Losses between x0_hat, the predicted clean image, and the ground truth x_0.
 
-All of them compare x0_hat, the estimate that `InterpolationScheduler.get_pred_original_sample` gives for either
-prediction type, with x_0, so that changing the prediction type does not change what is minimised.
+The prediction is what `InterpolationScheduler.get_pred_original_sample` returns for either prediction type, so that
+the prediction type does not change what is minimized. `prediction` and `target` have the same shape (anything else is
+a `ValueError`) and values in [-1, 1]. `weight`, a number or a tensor of shape `[B, 1, 1, 1]`, says how much each image
+counts. A loss is the mean over all elements, in float32 or better.
+
+```py
+>>> import torch
+>>> from gdd_diffusers.losses import l1, l2, noise_weight
+
+>>> clean, noisy = torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.25)
+>>> l1(noisy, clean), l2(noisy, clean), l1(noisy, clean, weight=noise_weight(clean, noisy))
+(tensor(0.2500), tensor(0.0625), tensor(0.1250))
+
+```
 """
 
 import torch
@@ -11,105 +24,29 @@ def charbonnier(
     prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0, eps: float = 1e-3
 ) -> torch.Tensor:
     r"""
-    Charbonnier loss: an L1 that is smooth at zero, the mean of \(\sqrt{(\hat{x}_0 - x_0)^2 + \epsilon^2}\).
+    Return \(\sqrt{(\hat{x}_0 - x_0)^2 + \epsilon^2}\), an L1 loss that is smooth at zero (Charbonnier et al. 1994).
 
-    Source: Charbonnier et al., "Two deterministic half-quadratic regularization algorithms for computed imaging",
-    1994.
-
-    Args:
-        prediction (`torch.Tensor`): x0_hat of any shape, in [-1, 1], where the default `eps` is 1/8 of an 8-bit step.
-        target (`torch.Tensor`): x_0 of the same shape.
-        weight (`torch.Tensor` or `float`, defaults to 1): How much each picture counts, [B, 1, 1, 1]; see
-            [`noise_weight`].
-        eps (`float`, defaults to 1e-3): Errors well below it are squared, errors well above it count as they are. It
-            is also the loss of a perfect prediction.
-
-    Returns:
-        `torch.Tensor`: the mean over all elements, a scalar in float32 or better.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-
-    ```py
-    >>> import torch
-    >>> from gdd_diffusers.losses import charbonnier
-    >>> round(charbonnier(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)).item(), 4)
-    0.5
-
-    ```
+    Errors well below `eps` count squared. The default is 1/8 of an 8-bit level, and the loss of a perfect prediction.
     """
     return (weight * torch.sqrt(_difference(prediction, target) ** 2 + eps**2)).mean()
 
 
 def l1(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """
-    Mean absolute error between x0_hat and x_0, any shape, a scalar; `weight` as for [`charbonnier`].
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-
-    ```py
-    >>> import torch
-    >>> from gdd_diffusers.losses import l1
-    >>> l1(torch.zeros(2, 2), torch.full((2, 2), -0.5)).item()
-    0.5
-
-    ```
-    """
+    """Return the mean absolute error."""
     return (weight * _difference(prediction, target).abs()).mean()
 
 
 def l2(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """
-    Mean squared error between x0_hat and x_0, any shape, a scalar: what PSNR measures; `weight` as for
-    [`charbonnier`].
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-
-    ```py
-    >>> import torch
-    >>> from gdd_diffusers.losses import l2
-    >>> l2(torch.zeros(2, 2), torch.full((2, 2), -0.5)).item()
-    0.25
-
-    ```
-    """
+    """Return the mean squared error, which is what PSNR measures."""
     return (weight * _difference(prediction, target) ** 2).mean()
 
 
 def noise_weight(clean: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
     r"""
-    Weigh pictures against their noise, so that a decibel of faint noise counts about as much as one of strong noise.
+    Weight images so that a decibel counts about the same for faint and for strong noise, `[B, 1, 1, 1]`.
 
-    \(0.15 / (n + 0.05)\) with \(n\) the picture's mean \(|x_T - x_0|\): from 0.4 at the strongest noise of phones
-    to 3 without noise. Unweighted, strong noise makes nearly all of the loss, and clean pictures come back softened.
-
-    Args:
-        clean (`torch.Tensor`): x_0, [B, C, H, W] in [-1, 1].
-        noisy (`torch.Tensor`): x_T of the same shape.
-
-    Returns:
-        `torch.Tensor`: [B, 1, 1, 1].
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-
-    ```py
-    >>> import torch
-    >>> from gdd_diffusers.losses import noise_weight
-    >>> noise_weight(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.25)).flatten()
-    tensor([0.5000, 0.5000])
-
-    ```
+    \(0.15 / (n + 0.05)\), where \(n\) is the image's mean \(|x_T - x_0|\): 0.4 for the strongest noise of phones, 3
+    without noise. Unweighted, strong noise makes up nearly all of the loss, and clean images come back softened.
     """
     return 0.15 / (_difference(noisy, clean).abs().mean((1, 2, 3), keepdim=True) + 0.05)
 
@@ -118,8 +55,7 @@ def _difference(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     # Broadcasting would turn a forgotten dimension into a plausible number.
     if prediction.shape != target.shape:
         raise ValueError(
-            f"A loss needs a prediction and a target of one shape, not {tuple(prediction.shape)} and "
-            f"{tuple(target.shape)}."
+            f"A loss needs tensors of one shape, not {tuple(prediction.shape)} and {tuple(target.shape)}."
         )
     # Half precision would lose the small errors that the last decibels are made of.
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)

@@ -1,4 +1,22 @@
-"""PSNR and the two SSIMs of the denoising literature, batched, on the device the pictures are on."""
+"""
+PSNR and the two SSIMs of the denoising literature.
+
+All of them take two batches of the same shape `[B, C, H, W]`, float in [0, 1] (a `ValueError` otherwise), on any
+device. Images are clipped and rounded to 8 bits first, as a file would be, and each gives one value: a tensor of shape
+`[B]`, NaN where an image holds a NaN. The score of a test set is the mean of the values of its images.
+
+```py
+>>> import torch
+>>> from gdd_diffusers.metrics import psnr, ssim
+
+>>> clean = torch.full((1, 3, 16, 16), 0.2)
+>>> psnr(clean, clean + 10 / 255)  # 20 log10(255 / 10)
+tensor([28.1308], dtype=torch.float64)
+>>> ssim(clean, clean)
+tensor([1.], dtype=torch.float64)
+
+```
+"""
 
 import math
 from collections.abc import Callable
@@ -9,102 +27,36 @@ import torch.nn.functional as F
 
 C1, C2 = 0.01**2, 0.03**2  # of Wang et al. 2004, for a data range of 1
 RADIUS = 5  # its Gaussian window of 11 x 11 pixels, sigma 1.5
+WINDOW_SIZE = 2 * RADIUS + 1
 WINDOW = [math.exp(-(distance**2) / (2 * 1.5**2)) for distance in range(-RADIUS, RADIUS + 1)]
 WINDOW = [weight / sum(WINDOW) for weight in WINDOW]
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """
-    Peak signal-to-noise ratio, 10 log10(255² / MSE) over all channels, of pictures rounded to 8 bits.
-
-    The score of a set is the mean of its pictures' values (not the value of the mean error).
-
-    Args:
-        a (`torch.Tensor` of shape `[B, C, H, W]`): Pictures, float in [0, 1]; what is outside is clipped.
-        b (`torch.Tensor` of the same shape): The pictures to compare them with.
-
-    Returns:
-        `torch.Tensor` of shape `[B]`: dB, `inf` for equal pictures, NaN where a picture holds a NaN.
-
-    Raises:
-        `ValueError`: When the two are not float pictures of one shape.
-
-    Example:
-        ```py
-        >>> import torch
-        >>> from gdd_diffusers.metrics import psnr
-
-        >>> clean = torch.full((1, 3, 16, 16), 0.2)
-        >>> psnr(clean, clean + 10 / 255)  # 20 log10(255 / 10)
-        tensor([28.1308], dtype=torch.float64)
-
-        ```
-    """
+    """Return the peak signal-to-noise ratio, 10 log10(255² / MSE) over all channels, in dB; `inf` for equal images."""
     a, b = _to_8_bits(a, b)
     return -10 * (a - b).square().mean(dim=(1, 2, 3)).log10()
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
-    Structural similarity ([Wang et al. 2004](https://doi.org/10.1109/TIP.2003.819861)), mean over the channels.
+    Return the structural similarity ([Wang et al. 2004](https://doi.org/10.1109/TIP.2003.819861)), 1 for equal images.
 
-    The variant of most Python code: each channel on its own, only where the whole window fits. It equals
-    `structural_similarity` of scikit-image with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1`. On SIDD it is about 0.04 lower than [`ssim_matlab`].
-
-    Args:
-        a (`torch.Tensor` of shape `[B, C, H, W]`): Pictures, float in [0, 1], rounded to 8 bits here.
-        b (`torch.Tensor` of the same shape): The pictures to compare them with.
-
-    Returns:
-        `torch.Tensor` of shape `[B]`: From -1 to 1, where 1 means equal.
-
-    Raises:
-        `ValueError`: When the two are not float pictures of one shape, or smaller than the window, 11 x 11.
-
-    Example:
-        ```py
-        >>> import torch
-        >>> from gdd_diffusers.metrics import ssim
-
-        >>> clean = torch.rand(2, 3, 16, 16)
-        >>> ssim(clean, clean)
-        tensor([1., 1.], dtype=torch.float64)
-
-        ```
+    The variant of most Python code: each channel on its own, only where the whole window of 11 x 11 pixels fits
+    (`ValueError` if it fits nowhere). It equals `structural_similarity` of scikit-image with `gaussian_weights=True,
+    sigma=1.5, use_sample_covariance=False, data_range=1`. On SIDD it is about 0.04 lower than [`ssim_matlab`].
     """
-    if min(a.shape[-2:]) < 2 * RADIUS + 1:
-        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, not {a.shape[-1]} x {a.shape[-2]}.")
+    if min(a.shape[-2:]) < WINDOW_SIZE:
+        raise ValueError(f"SSIM needs images of at least 11 x 11 pixels, not {a.shape[-1]} x {a.shape[-2]}.")
     return _ssim(a, b, _blur)
 
 
 def ssim_matlab(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
-    Structural similarity as MATLAB's `ssim` takes it of an H x W x 3 array: the one that SIDD papers report.
+    Return the structural similarity that MATLAB's `ssim` computes for an H x W x 3 array, as SIDD papers report it.
 
-    The picture is a volume: the window is a Gaussian of 11 x 11 x 11, so it reaches across the channels, and borders
-    are replicated in all three directions. Grey pictures are one channel deep, and that direction changes nothing.
-
-    Args:
-        a (`torch.Tensor` of shape `[B, C, H, W]`): Pictures, float in [0, 1], rounded to 8 bits here.
-        b (`torch.Tensor` of the same shape): The pictures to compare them with.
-
-    Returns:
-        `torch.Tensor` of shape `[B]`: From -1 to 1, where 1 means equal.
-
-    Raises:
-        `ValueError`: When the two are not float pictures of one shape.
-
-    Example:
-        ```py
-        >>> import torch
-        >>> from gdd_diffusers.metrics import ssim_matlab
-
-        >>> clean = torch.rand(2, 3, 16, 16)
-        >>> ssim_matlab(clean, clean)
-        tensor([1., 1.], dtype=torch.float64)
-
-        ```
+    The image is treated as a volume: the Gaussian window is 11 x 11 x 11, so it reaches across the channels, and
+    borders are replicated in all three directions. For grey images the third direction changes nothing.
     """
     return _ssim(a, b, _blur_volume)
 
@@ -113,16 +65,16 @@ def _to_8_bits(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"Pass two batches [B, C, H, W] of one shape, not {list(a.shape)} and {list(b.shape)}.")
     if not (a.is_floating_point() and b.is_floating_point()):
-        raise ValueError(f"Pass pictures as float in [0, 1], not {a.dtype} and {b.dtype}.")
-    # double, for variances are small differences of large numbers; Apple's devices have none
+        raise ValueError(f"Pass images as float in [0, 1], not {a.dtype} and {b.dtype}.")
+    # double, because variances are small differences of large numbers; Apple's devices have none
     dtype = torch.float32 if a.device.type == "mps" else torch.float64
     a, b = ((x.to(dtype).clamp(0, 1) * 255).round() / 255 for x in (a, b))
     return a, b
 
 
 def _blur(x: torch.Tensor) -> torch.Tensor:
-    """The Gaussian window over height and width, where the whole of it fits."""
-    # shifted sums, for a convolution in double is ten times slower on CPUs
+    """Apply the Gaussian window over height and width where it fits."""
+    # shifted sums, because a convolution in double is ten times slower on CPUs
     for dim in (-2, -1):
         size = x.shape[dim] - 2 * RADIUS
         blurred = WINDOW[0] * x.narrow(dim, 0, size)
@@ -133,10 +85,10 @@ def _blur(x: torch.Tensor) -> torch.Tensor:
 
 
 def _blur_volume(x: torch.Tensor) -> torch.Tensor:
-    """The Gaussian window over height, width and channels, with borders replicated."""
+    """Apply the Gaussian window over height, width and channels, with borders replicated."""
     channels = x.shape[1]
     x = _blur(F.pad(x, (RADIUS,) * 4, mode="replicate"))
-    # the third direction, as a matrix: how much of channel j (repeated beyond the border) goes into channel i
+    # the third direction as a matrix: how much of channel j (repeated beyond the border) goes into channel i
     offsets = torch.arange(-RADIUS, RADIUS + 1)
     j = (torch.arange(channels)[:, None] + offsets).clamp(0, channels - 1).to(x.device)
     across = x.new_zeros(channels, channels).scatter_add(1, j, x.new_tensor(WINDOW).expand(channels, -1))
@@ -144,7 +96,7 @@ def _blur_volume(x: torch.Tensor) -> torch.Tensor:
 
 
 def _ssim(a: torch.Tensor, b: torch.Tensor, blur: Callable) -> torch.Tensor:
-    """Equation 13 of Wang et al. with the means, variances and covariance that `blur` takes, mean over the picture."""
+    """Compute equation 13 of Wang et al. with the moments that `blur` gives, averaged over the image."""
     a, b = _to_8_bits(a, b)
     mu_a, mu_b = blur(a), blur(b)
     var_a, var_b, cov = blur(a * a) - mu_a**2, blur(b * b) - mu_b**2, blur(a * b) - mu_a * mu_b
