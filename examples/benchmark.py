@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Measure what the pipeline costs beside the bare network, and the memory and start of the `gdd` command.
+"""Measure what the pipeline costs beside the bare network, and the time and memory of the `gdd` command.
 
     python examples/benchmark.py                  # the bundled weights; about ten minutes on two cores
-    python examples/benchmark.py --megapixels 12  # without the 100-megapixel picture
+    python examples/benchmark.py --megapixels 12  # without the 100-megapixel image
 
-Prints tables. Every time is a median of interleaved runs, with the smallest and the largest behind it.
+Prints tables. Times are medians of interleaved runs, with the smallest and the largest in parentheses.
 """
 
 import argparse
@@ -23,13 +23,17 @@ import torch.nn.functional as F
 from PIL import Image
 
 from gdd_diffusers import RealDenoisePipeline
+from gdd_diffusers.hub import markdown_table
 from gdd_diffusers.tiling import plan_tiles
+
+
+GDD = str(Path(sys.executable).parent / "gdd")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Folder or Hub repo; the bundled weights if not given.")
-    parser.add_argument("--megapixels", type=int, nargs="+", default=[12, 100], help="Sizes for the command.")
+    parser.add_argument("--model", help="Folder or Hub repo; the bundled weights by default.")
+    parser.add_argument("--megapixels", type=int, nargs="+", default=[12, 100], help="Image sizes for the command.")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--runs", type=int, default=3)
     return parser.parse_args()
@@ -40,114 +44,105 @@ def spread(values: list[float]) -> str:
 
 
 def noisy_photograph(megapixels: float) -> np.ndarray:
-    """Smooth shapes with noise on them, [H, W, 3] uint8 in a ratio of 4 to 3; made in bands, to need little memory."""
+    """Draw smooth shapes with noise, [H, W, 3] uint8 in a ratio of 4 to 3, in bands to keep memory low."""
     width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
     height = round(width * 3 / 4)
     generator = np.random.default_rng(0)
-    picture = np.empty((height, width, 3), np.uint8)
+    image = np.empty((height, width, 3), np.uint8)
     columns = 128 + 60 * np.sin(np.arange(width)[:, None] / np.array([97, 131, 173]))
     for top in range(0, height, 512):
         rows = np.arange(top, min(top + 512, height))[:, None, None]
         band = columns + 40 * np.sin(rows / 111) + generator.normal(0, 15, (len(rows), width, 3))
-        picture[top : top + 512] = band.clip(0, 255)
-    return picture
+        image[top : top + 512] = band.clip(0, 255)
+    return image
 
 
 @torch.no_grad()
-def pipeline_against_network(pipe, picture: np.ndarray, runs: int):
-    """The whole call beside the same number of network calls on ready-made tiles of the same shapes."""
-    overlap, multiple, factor = pipe.config.tile_overlap, pipe.spatial_multiple, pipe.config.pixel_unshuffle
-    tile_size = pipe.config.tile_size
-    padded = [-(-side // multiple) * multiple for side in picture.shape[:2]]
-    (height, tops), (width, lefts) = (plan_tiles(side, tile_size, overlap, multiple) for side in padded)
-    # as apply_tiled_ batches them: up to a megapixel, from one row of tiles at a time
+def pipeline_against_network(pipe, image: np.ndarray, runs: int):
+    """Time a whole call against the same number of network calls on ready-made tiles of the same shapes."""
+    multiple = pipe.spatial_multiple
+    padded = [-(-side // multiple) * multiple for side in image.shape[:2]]
+    (height, tops), (width, lefts) = (
+        plan_tiles(side, pipe.config.tile_size, pipe.config.tile_overlap, multiple) for side in padded
+    )
+    # batched as apply_tiled_ does: up to a megapixel, from one row of tiles at a time
     batch_size = max(1, 2**20 // (height * width))
     batches = [min(batch_size, len(lefts) - i) for i in range(0, len(lefts), batch_size)] * len(tops)
-    tiles = F.pixel_unshuffle(torch.rand(batch_size, 3, height, width), factor).to(pipe.unet.dtype)
-    t = torch.tensor(1000.0)
+    tiles = F.pixel_unshuffle(torch.rand(batch_size, 3, height, width), pipe.config.pixel_unshuffle)
+    tiles = tiles.to(pipe.unet.dtype)
 
     network, whole = [], []
     for _ in range(runs):
         start = time.perf_counter()
         for n in batches:
-            pipe.unet(tiles[:n], t)
+            pipe.unet(tiles[:n], torch.tensor(1000.0))
         network.append(time.perf_counter() - start)
         start = time.perf_counter()
-        pipe(picture, num_inference_steps=1, output_type="np")
+        pipe(image, num_inference_steps=1, output_type="np")
         whole.append(time.perf_counter() - start)
-    pixels = picture.shape[0] * picture.shape[1]
-    computed = len(tops) * len(lefts) * height * width
-    tiles = f"{len(tops)}x{len(lefts)} tiles of {height}x{width}"
-    print(f"\n## One step on {pixels / 1e6:.0f} Mpx, {tiles}, {pipe.unet.dtype}\n")
-    print("| | seconds | Mpx/s |\n| --- | --- | --- |")
-    print(f"| bare network calls | {spread(network)} | {pixels / 1e6 / statistics.median(network):.2f} |")
-    print(f"| pipeline | {spread(whole)} | {pixels / 1e6 / statistics.median(whole):.2f} |")
+    megapixels = image.shape[0] * image.shape[1] / 1e6
+    computed = len(tops) * len(lefts) * height * width / 1e6
+    layout = f"{len(tops)}x{len(lefts)} tiles of {height}x{width}"
+    print(f"\n## One step on {megapixels:.0f} Mpx, {layout}, {pipe.unet.dtype}\n")
+    times = {"bare network calls": network, "pipeline": whole}
+    rows = [[name, spread(values), f"{megapixels / statistics.median(values):.2f}"] for name, values in times.items()]
+    print(markdown_table(["", "seconds", "Mpx/s"], rows))
     ratios = [a / b for a, b in zip(whole, network, strict=True)]
-    print(f"\npipeline / network {spread(ratios)}; discarded margins cost {computed / pixels - 1:.1%} of the pixels")
+    print(
+        f"\npipeline / network {spread(ratios)}; discarded margins cost {computed / megapixels - 1:.1%} of the pixels"
+    )
 
 
 def run(command: list[str]) -> tuple[float, float, float]:
-    """Seconds on the clock, seconds of CPU and peak resident megabytes of a command."""
+    """Return the wall-clock seconds, CPU seconds and peak resident megabytes of a command."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed: {errors.decode()}")
+        raise OSError(f"{' '.join(command)} failed: {errors.decode()}")
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def command(args):
-    gdd = str(Path(sys.executable).parent / "gdd")
-    print("\n## `gdd denoise --steps 1`\n\n| picture | seconds | seconds a Mpx | peak resident MB |")
-    print("| --- | --- | --- | --- |")
+def denoise_command(args):
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for megapixels in args.megapixels:
             file = Path(folder) / (f"{megapixels}.jpg" if megapixels <= 50 else f"{megapixels}.tif")
             Image.fromarray(noisy_photograph(megapixels)).save(file, quality=95)
-            options = ["--steps", "1", "--overwrite", "--dtype", args.dtype]
-            options += ["--model", args.model] if args.model else []
-            results = [run([gdd, "denoise", str(file), "-o", str(file.with_stem("out")), *options])]
-            seconds, _, memory = results[0]
-            print(f"| {megapixels} Mpx {file.suffix} | {seconds:.1f} | {seconds / megapixels:.3f} | {memory:.0f} |")
+            command = [GDD, "denoise", str(file), "-o", str(file.with_stem("out")), "--steps", "1", "--overwrite"]
+            command += ["--dtype", args.dtype] + (["--model", args.model] if args.model else [])
+            seconds, _, memory = run(command)
+            name = f"{megapixels} Mpx {file.suffix}"
+            rows.append([name, f"{seconds:.1f}", f"{seconds / megapixels:.3f}", f"{memory:.0f}"])
+    header = ["image", "seconds", "seconds per Mpx", "peak resident MB"]
+    print(f"\n## `gdd denoise --steps 1`\n\n{markdown_table(header, rows)}")
 
 
 def start_up(runs: int):
-    gdd = str(Path(sys.executable).parent / "gdd")
-    commands = {
-        "`import diffusers, torch`": [sys.executable, "-c", "import diffusers, torch"],
-        "`import gdd_diffusers`": [sys.executable, "-c", "import gdd_diffusers"],
-        "`from gdd_diffusers import RealDenoisePipeline`": [
-            sys.executable,
-            "-c",
-            "from gdd_diffusers import RealDenoisePipeline",
-        ],
-        "`gdd --version`": [gdd, "--version"],
-        "`gdd --help`": [gdd, "--help"],
-    }
+    imports = ["import diffusers, torch", "import gdd_diffusers", "from gdd_diffusers import RealDenoisePipeline"]
+    commands = {code: [sys.executable, "-c", code] for code in imports}
+    commands |= {f"gdd {option}": [GDD, option] for option in ("--version", "--help")}
     times = {name: [] for name in commands}
     for _ in range(runs):
-        for name, arguments in commands.items():
-            times[name].append(run(arguments)[1])
-    print("\n## Start\n\n| | CPU seconds |\n| --- | --- |")
-    for name, values in times.items():
-        print(f"| {name} | {spread(values)} |")
+        for name, command in commands.items():
+            times[name].append(run(command)[1])
+    rows = [[f"`{name}`", spread(values)] for name, values in times.items()]
+    print(f"\n## Start\n\n{markdown_table(['', 'CPU seconds'], rows)}")
 
 
-def main():
-    args = parse_args()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+def main(args):
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads}")
     pipe = RealDenoisePipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     pipe.set_progress_bar_config(disable=True)
     start_up(args.runs)
     pipeline_against_network(pipe, noisy_photograph(min(args.megapixels)), args.runs)
-    command(args)
+    denoise_command(args)
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(parse_args())
     except (ValueError, OSError) as error:
         sys.exit(f"benchmark.py: {error}")
