@@ -20,6 +20,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
+from gdd_diffusers.comparison import most_different
+from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
 
 
@@ -44,8 +46,8 @@ def make_pair(seed, height=40, width=56, sigma=20):
     return [np.clip(p.round(), 0, 255).astype(np.uint8) for p in (noisy, clean)]
 
 
-def as_tensor(picture):
-    return torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+def as_tensor(image):
+    return pixels_to_tensor(image)[None]
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_hub_data_set_of_clean_pictures_alone(tmp_path):
     (tmp_path / "data").mkdir()
     dataset.to_parquet(tmp_path / "data" / "test.parquet")
     assert len(load_data(f"mine:hub:{tmp_path}/data@phone:800").load(0)) == 2
-    with pytest.raises(ValueError, match="has no image column 'noisy'; put noise on"):
+    with pytest.raises(ValueError, match="has no image column 'noisy'; add noise to"):
         load_data(f"mine:hub:{tmp_path}/data")
 
 
@@ -344,7 +346,7 @@ def test_model_of_deepinv(tmp_path):
         denoise, takes = load_peer(f"deepinv:{name}:{tmp_path}/weights.pth", CPU)
         sigma = [25 / 255] * takes_sigma
         with torch.no_grad():
-            expected = network.eval()(as_tensor(noisy) * 255, *sigma)[0].permute(1, 2, 0)
+            expected = network.eval()(as_tensor(noisy), *sigma)[0].permute(1, 2, 0)
         assert takes == takes_sigma
         np.testing.assert_allclose(denoise(noisy, *sigma), expected, atol=1e-5)
     with pytest.raises(ValueError, match="deepinv has no model 'Median'"):
@@ -362,7 +364,7 @@ def test_model_of_spandrel(tmp_path):
     denoise, takes_sigma = load_peer(f"spandrel:NAFNet:{tmp_path}/weights.pth", CPU)
     noisy = make_pair(0, 37, 50)[0].astype(np.float32) / 255
     with torch.no_grad():
-        expected = network(as_tensor(noisy) * 255)[0].permute(1, 2, 0)
+        expected = network(as_tensor(noisy))[0].permute(1, 2, 0)
     assert not takes_sigma
     np.testing.assert_allclose(denoise(noisy), expected.clamp(0, 1), atol=1e-5)
     with pytest.raises(ValueError, match="weights.pth is a model of NAFNet, not of SwinIR"):
@@ -373,17 +375,6 @@ def test_model_of_spandrel(tmp_path):
 def test_unknown_peer_is_named(name):
     with pytest.raises(ValueError, match=f"--compare knows bm3d, .* not '{name}'"):
         load_peer(name, CPU)
-
-
-def test_self_ensemble_turns_every_result_back():
-    picture = np.random.default_rng(0).random((5, 7, 3))
-    np.testing.assert_allclose(evaluate.self_ensemble(lambda x: x, picture), picture)
-
-    def brighter_to_the_right(x):
-        return x + np.linspace(0, 1, x.shape[1])[:, None]
-
-    # over all flips and turns, a slope to one side cancels
-    np.testing.assert_allclose(evaluate.self_ensemble(brighter_to_the_right, picture), picture + 0.5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
@@ -414,7 +405,7 @@ def test_denoiser_is_warmed_up_once_and_asked_once():
 
 @pytest.mark.parametrize(
     ("denoise", "message"),
-    [(lambda x: x * math.nan, "returned NaN"), (lambda x: x[1:], r"a picture of the shape \(39, 56, 3\)")],
+    [(lambda x: x * math.nan, "returned NaN"), (lambda x: x[1:], r"an image of shape \(39, 56, 3\)")],
 )
 def test_results_that_are_no_picture_are_refused(denoise, message):
     noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0))
@@ -626,7 +617,7 @@ def test_subset_is_spread_and_the_same_for_all(pairs, model, tmp_path):
     out = tmp_path / "out"
     run("--data", f"mine:{pairs}", "--model", "--compare", "wavelet", "--max_pictures", 2, "--output_dir", out)
     assert json.loads((out / "results.json").read_text())[0]["pictures"] == ["0000_scene0", "0002_scene2"]
-    assert "2 pictures of 3: 0000_scene0, 0002_scene2" in (out / "results.md").read_text()
+    assert "2 images of 3: 0000_scene0, 0002_scene2" in (out / "results.md").read_text()
 
 
 def test_two_processes_share_the_pictures(pairs, model, tmp_path):
@@ -655,9 +646,9 @@ def test_crops_show_where_results_differ_most():
     second = first.copy()
     second[5, 5] = 200  # more at one pixel
     second[40:60, 70:90] = 100  # more in all
-    spread, crop = report.most_different([first, second], 32)
-    assert crop == (slice(32, 64), slice(64, 96))
-    assert spread > 0 == report.most_different([first, first], 32)[0]
+    (left, top), difference = most_different([Image.fromarray(first), Image.fromarray(second)], 32, 32)
+    assert (left, top) == (64, 32)
+    assert difference > 0 == most_different([Image.fromarray(first)] * 2, 32, 32)[1]
 
 
 def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp_path):
@@ -672,7 +663,7 @@ def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp
     figures = read_methods(tmp_path / "out")["tiny, improved, 3 steps"]["figures"]
     found = {result.metric_name: result for result in card.data.eval_results}
     result = found["SSIM (MATLAB), improved, 3 steps"]
-    assert (result.dataset_name, result.dataset_type) == ("mine, 3 pictures", "mine-3-pictures")
+    assert (result.dataset_name, result.dataset_type) == ("mine, 3 images", "mine-3-images")
     assert result.metric_type == "ssim"
     assert result.metric_value == round(figures["ssim_matlab"], 4)
 
@@ -686,7 +677,7 @@ def test_options_that_do_not_go_together(capsys):
     for args, message in [
         (["--data", "a:b", "--write_card"], "--write_card needs folders"),
         (["--data", "a:b", "--write_card", "--model", "org/name"], "--write_card needs folders"),
-        (["--data", "a:b", "--submission", "--max_pictures", "3"], "takes all pictures"),
+        (["--data", "a:b", "--submission", "--max_pictures", "3"], "takes all images"),
         (["--data", "a:b", "--max_pictures", "0"], "--max_pictures must be at least 1"),
         (["--data", "a:b", "--steps", "0", "3"], "--steps must be at least 1"),
         (["--data", "a:b", "--strength", "1.5"], "--strength in"),
@@ -706,7 +697,7 @@ def test_sheet_shows_every_version_of_the_pictures_that_differ_most(tmp_path):
     pictures = {
         f"p{i}": {"noisy input": grey, "a, 1 step": grey, "b": grey + 10 * i, "clean": grey + 100} for i in range(5)
     }
-    report.sheet(pictures, tmp_path / "sheet.png")
+    report.write_sheet(pictures, tmp_path / "sheet.png")
     image = np.asarray(Image.open(tmp_path / "sheet.png"))
     side = report.SHEET_CROP * report.SHEET_ZOOM
     counts = [(image == value).all(axis=-1).sum() for value in (100, 110, 120, 130, 140, 200)]

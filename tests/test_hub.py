@@ -535,6 +535,7 @@ def example(pipe, tmp_path, monkeypatch):
         arguments = ["publish.py", "model", "org/gdd", *options]
         monkeypatch.setattr(sys, "argv", arguments)
         monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
         runpy.run_path(str(Path(__file__).parents[1] / "examples" / "publish.py"), run_name="__main__")
 
     return launch
@@ -558,8 +559,8 @@ def test_example_writes_the_card_of_a_trained_model(example, tmp_path):
     example("--card", "card.toml", *results, *pictures, "--card_only")
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.license == "cc0-1.0" and "Text blurs." in card.text
-    assert "| kitchen, 2 pictures | noisy | 20.00 | 0.5000 |\n|  | origin, 3 steps | 30.00 | 0.9000 |" in card.text
-    assert [r.dataset_name for r in card.data.eval_results] == ["kitchen, 2 pictures"] * 2 + ["garden, 2 pictures"] * 2
+    assert "| kitchen, 2 images | noisy | 20.00 | 0.5000 |\n|  | origin, 3 steps | 30.00 | 0.9000 |" in card.text
+    assert [r.dataset_name for r in card.data.eval_results] == ["kitchen, 2 images"] * 2 + ["garden, 2 images"] * 2
     assert "![Noisy and denoised](before_after.jpg)" in card.text
     # one below the other: noisy and denoised, which with simulated noise are followed by the truth
     assert Image.open(tmp_path / "model" / "before_after.jpg").width == 3 * 64 + 2 * 8
