@@ -36,7 +36,7 @@ except ImportError as error:
 from tqdm.auto import tqdm
 
 from gdd_diffusers.image_processor import pixels_to_tensor
-from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
+from gdd_diffusers.metrics import WINDOW_SIZE, psnr, ssim, ssim_matlab
 from gdd_diffusers.pipeline_real_denoise import BUNDLED, RealDenoisePipeline
 from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
 
@@ -175,6 +175,20 @@ def evenly_spaced(items: list, count: int | None) -> list:
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
 
 
+def large_enough(images: ImageSet, indices: list[int]) -> list[int]:
+    """Leave out images that are too small for SSIM, so that all metrics are means over the same images."""
+    small = [i for i in indices if images.min_side and images.min_side(i) < WINDOW_SIZE]
+    if small:
+        reason = f"smaller than {WINDOW_SIZE} x {WINDOW_SIZE} pixels, too small for SSIM"
+        if len(small) == len(indices):
+            raise ValueError(f"All chosen images of {images.name} are {reason}.")
+        if PartialState().is_main_process:
+            names = ", ".join(images.names[i] for i in small)
+            count = f"{len(small)} of {len(indices)} images of {images.name}"
+            print(f"Leaving out {count}, {reason}: {names}", file=sys.stderr)
+    return [i for i in indices if i not in small]
+
+
 def is_usable(method: Method, images: ImageSet) -> bool:
     """Whether a method can run on these images, and says anything there."""
     if method.sigma == "true":
@@ -248,7 +262,8 @@ def write_reports(data: list[dict], names: list[str], output_dir: Path):
         report.plot(data, against, output_dir / f"{against}.png")
 
 
-def main(args):
+def main(args) -> bool:
+    """Run the evaluation and return whether every row of the tables was measured."""
     # processes wait for each other after each test set, and one may be hours behind
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     methods = load_methods(args, state.device)
@@ -261,6 +276,7 @@ def main(args):
 
     # 1. Choose the images, the same for every method
     chosen = [evenly_spaced(list(range(len(images.names))), args.max_pictures) for images in image_sets]
+    chosen = [large_enough(images, indices) for images, indices in zip(image_sets, chosen, strict=True)]
     shares = [len(indices[state.process_index :: state.num_processes]) for indices in chosen]
     progress = tqdm(total=sum(shares), unit="image", disable=not state.is_main_process, smoothing=0.1)
 
@@ -301,11 +317,13 @@ def main(args):
         print(f"\nPSNR in dB\n\n{report.summary(data, names)}\n")
         for model in args.model if args.write_card else []:
             write_card(Path(model), data)
+    return not any("error" in method for part in data for method in part["methods"])
 
 
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        if not main(parse_args()):
+            sys.exit("error: some rows of the tables failed; they name the reason.")
     # errors that a user can cause are one sentence
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

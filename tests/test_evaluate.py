@@ -765,3 +765,38 @@ def test_dnd_submission_by_the_rules(tmp_path, model):
             assert denoised.dtype == np.float32
             expected = pipe(crop.astype(np.float32), output_type="np", num_inference_steps=1).images[0]
             np.testing.assert_allclose(denoised, expected, atol=1e-4)
+
+
+# mistakes of files
+
+
+def launch(*args):
+    command = [sys.executable, EXAMPLES / "evaluate.py", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_images_too_small_for_ssim_are_left_out_and_the_others_measured(pairs, tmp_path, capsys):
+    for folder in ("noisy", "clean"):
+        Image.open(pairs / folder / "scene0.png").crop((0, 0, 30, 10)).save(pairs / folder / "tiny.png")
+    run("--data", f"mine:{pairs}", "--model", "--compare", "wavelet", "--output_dir", tmp_path / "out")
+    assert "Leaving out 1 of 4 images of mine" in (said := capsys.readouterr().err) and "0003_tiny" in said
+    part = json.loads((tmp_path / "out" / "results.json").read_text())[0]
+    assert part["pictures"] == ["0000_scene0", "0001_scene1", "0002_scene2"] and part["of"] == 4
+    expected = [ssim(*map(as_tensor, make_pair(i))).item() for i in range(3)]
+    assert part["methods"][0]["figures"]["ssim"] == pytest.approx(np.mean(expected))
+    for i in range(3):
+        (pairs / "noisy" / f"scene{i}.png").unlink()
+        (pairs / "clean" / f"scene{i}.png").unlink()
+    with pytest.raises(ValueError, match="All chosen images of mine are smaller than 11 x 11"):
+        run("--data", f"mine:{pairs}@gaussian:10", "--model", "--output_dir", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_row_that_failed_changes_the_exit_code(pairs, tmp_path):
+    pipe = make_pipeline()
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, math.nan)
+    pipe.save_pretrained(tmp_path / "broken")
+    args = ["--data", f"mine:{pairs}", "--steps", 1, "--output_dir", tmp_path / "out"]
+    done = launch(*args, "--model", tmp_path / "broken")
+    assert done.returncode == 1 and "error: some rows of the tables failed" in done.stderr
+    assert launch(*args, "--model").returncode == 0

@@ -1,5 +1,6 @@
 """The test sets that denoisers are measured on, as they are distributed, and the files that two benchmarks ask for."""
 
+import io
 import re
 import zlib
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ import datasets
 import numpy as np
 import scipy.io
 import torch
+from PIL import Image
 
 from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
 from gdd_diffusers.data.layouts import UNREADABLE, decode, load_clean, load_hub_dataset, load_pairs, load_polyu
@@ -31,6 +33,8 @@ class ImageSet:
         names (`list[str]`): A unique name of each image that is valid as a file name.
         load (`Callable[[int], tuple[np.ndarray, np.ndarray | None]]`): Returns the noisy image with that index and its
             ground truth (`None` where the benchmark keeps it): [H, W, 3], uint8, or float32 in [0, 1] for DND.
+        min_side (`Callable[[int], int]`, *optional*): Reads how many pixels the shorter side of that image has, where
+            the test set does not fix it.
         sigma (`float`, *optional*): The standard deviation of the noise in [0, 1], where it is known.
         submission (`str`, *optional*): `"sidd"` or `"dnd"`, the format in which results are submitted.
     """
@@ -38,6 +42,7 @@ class ImageSet:
     name: str
     names: list[str]
     load: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    min_side: Callable[[int], int] | None = None
     sigma: float | None = None
     submission: str | None = None
 
@@ -119,17 +124,25 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
     # the index keeps names unique where subfolders hold files of the same name
     names = [f"{i:04d}_{Path(path).stem}" if path else f"{i:04d}" for i, path in enumerate(paths)]
 
-    def load(i):
-        pixels = {"noisy": None}
-        for column in columns:
-            cell = dataset[i][column]
-            try:
-                pixels[column] = decode(cell)
-            except UNREADABLE as error:
-                raise OSError(f"{cell['path'] or f'row {i} of {name}'} cannot be read: {error}") from error
-        return pixels["noisy"], pixels["clean"]
+    def read(i, column, reader):
+        cell = dataset[i][column]
+        try:
+            return reader(cell)
+        except UNREADABLE as error:
+            raise OSError(f"{cell['path'] or f'row {i} of {name}'} cannot be read: {error}") from error
 
-    return ImageSet(name, names, load)
+    def load(i):
+        return read(i, "noisy", decode) if "noisy" in columns else None, read(i, "clean", decode)
+
+    def min_side(i):
+        return read(i, "clean", lambda cell: min(_size(cell)))
+
+    return ImageSet(name, names, load, min_side)
+
+
+def _size(cell: dict) -> tuple[int, int]:
+    with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+        return image.size
 
 
 def _load_hub(repo: str) -> datasets.Dataset:
@@ -157,7 +170,7 @@ def _with_noise(images: ImageSet, noise: str, level: str | None) -> ImageSet:
             clean, noisy = simulator(clean, generator, float(level))
         return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
 
-    return ImageSet(images.name, images.names, load, sigma)
+    return ImageSet(images.name, images.names, load, images.min_side, sigma)
 
 
 def write_submission(images: ImageSet, results: Iterable[np.ndarray], folder: Path, seconds_per_megapixel: float):
