@@ -28,7 +28,7 @@ from accelerate import PartialState
 try:
     from evaluation import report
     from evaluation.benchmarks import ImageSet, load_data, write_submission
-    from evaluation.card import write_card
+    from evaluation.card import load_card, write_card
     from evaluation.peers import load_peer
     from evaluation.results import NOISY_INPUT, Method, Results, measure, runner, slug
 except ImportError as error:
@@ -271,6 +271,8 @@ def main(args) -> bool:
     metrics = load_metrics(args.extra_metrics, state.device)
     image_sets = [load_data(spec) for spec in args.data]
     slugs = [slug(images.name) for images in image_sets]
+    for model in args.model if args.write_card else []:
+        load_card(Path(model))  # a broken card is an error before the work and not after it
     if duplicates := [name for name in slugs if slugs.count(name) > 1]:
         raise ValueError(f"Two data sets are called {duplicates[0]}: give each --data a name of its own.")
 

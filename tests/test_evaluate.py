@@ -21,6 +21,7 @@ from PIL import Image
 
 from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.comparison import most_different
+from gdd_diffusers.hub import model_card
 from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
 
@@ -666,6 +667,47 @@ def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp
     assert (result.dataset_name, result.dataset_type) == ("mine, 3 images", "mine-3-images")
     assert result.metric_type == "ssim"
     assert result.metric_value == round(figures["ssim_matlab"], 4)
+
+
+def test_card_keeps_the_newest_figures_of_each_test_set_in_its_metadata_and_its_table(pairs, model, tmp_path):
+    model_card("tiny", limits="Text blurs.").save(model / "README.md")
+    args = ["--model", model, "--steps", 1, "--write_card", "--output_dir", tmp_path / "out"]
+    run(*args, "--data", f"a:{pairs}", "--max_pictures", 2)
+    assert "Not measured" not in (model / "README.md").read_text()
+    run(*args, "--data", f"b:{pairs}", "--max_pictures", 1)
+    figures = {name: m["figures"] for name, m in read_methods(tmp_path / "out").items()}
+    run(*args, "--data", f"a:{pairs}")
+    card = ModelCard.load(model / "README.md")
+    assert [r.dataset_name for r in card.data.eval_results] == ["b, 1 image"] * 3 + ["a, 3 images"] * 3
+    rows = [
+        [f"{figures[name]['psnr']:.2f}", *(f"{figures[name][metric]:.4f}" for metric in ("ssim", "ssim_matlab"))]
+        for name in ("noisy input", "tiny, 1 step")
+    ]
+    table = [line for line in card.text.splitlines() if line.startswith("|")]
+    assert table[2:4] == [f"| b, 1 image | noisy | {' | '.join(rows[0])} |", f"|  | 1 step | {' | '.join(rows[1])} |"]
+    assert [line.split("|")[1:3] for line in table[4:]] == [[" a, 3 images ", " noisy "], ["  ", " 1 step "]]
+    assert "Text blurs." in card.text and card.text.count("## Results") == 1
+
+
+def test_results_that_somebody_wrote_into_a_card_stay(pairs, model, tmp_path):
+    yaml = "model-index:\n- name: mine\n  results:\n  - task: {type: image-to-image}\n"
+    yaml += "    dataset: {name: other, type: other}\n    metrics: [{type: psnr, value: 30.0}]\n"
+    (model / "README.md").write_text(f"---\n{yaml}---\n\n## Results\n\n| phone | dB |\n| --- | --- |\n| mine | 31 |\n")
+    run("--data", f"a:{pairs}", "--model", model, "--steps", 1, "--write_card", "--output_dir", tmp_path / "out")
+    card = ModelCard.load(model / "README.md")
+    assert card.data.eval_results[0].metric_value == 30.0 and len(card.data.eval_results) == 4
+    assert "| a, 3 images | noisy |" in card.text and "| mine | 31 |" in card.text
+
+
+def test_broken_card_is_named_before_any_work(pairs, model, tmp_path):
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n")
+    args = ["--data", f"a:{pairs}", "--model", model, "--write_card", "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="README.md, which is not a valid card: "):
+        run(*args)
+    (model / "README.md").write_bytes("Prüfung".encode("latin-1"))
+    with pytest.raises(ValueError, match="README.md, which is not a valid card: "):
+        run(*args)
+    assert not (tmp_path / "out").exists()
 
 
 def test_more_steps_than_a_model_has_are_refused_before_any_work(pairs, model, tmp_path):
