@@ -55,15 +55,15 @@ def as_tensor(image):
 def pairs(tmp_path):
     """Three pairs in a folder with noisy/ and clean/."""
     for i in range(3):
-        for name, picture in zip(("noisy", "clean"), make_pair(i), strict=True):
+        for name, image in zip(("noisy", "clean"), make_pair(i), strict=True):
             (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(tmp_path / "pairs" / name / f"scene{i}.png")
+            Image.fromarray(image).save(tmp_path / "pairs" / name / f"scene{i}.png")
     return tmp_path / "pairs"
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A pipeline of random weights that changes pictures a little."""
+    """A pipeline of random weights that changes images a little."""
     pipe = make_pipeline(scheduler=InterpolationScheduler(prediction_type="flow_prediction"))
     pipe.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
@@ -81,9 +81,9 @@ def read_methods(folder, data=0):
 
 
 def test_pairs_are_read_by_name(pairs):
-    pictures = load_data(f"mine:{pairs}")
-    assert pictures.names == ["0000_scene0", "0001_scene1", "0002_scene2"]
-    for actual, expected in zip(pictures.load(1), make_pair(1), strict=True):
+    images = load_data(f"mine:{pairs}")
+    assert images.names == ["0000_scene0", "0001_scene1", "0002_scene2"]
+    for actual, expected in zip(images.load(1), make_pair(1), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
@@ -95,14 +95,14 @@ def test_missing_partner_is_named(pairs):
 
 def test_crops_of_polyu_and_cc(tmp_path):
     for i in range(2):
-        for ending, picture in zip(("real", "mean"), make_pair(i), strict=True):
-            Image.fromarray(picture).save(tmp_path / f"Canon_{i}_{ending}.png")
-    pictures = load_data(f"polyu:{tmp_path}")
-    assert pictures.names == ["0000_Canon_0_mean", "0001_Canon_1_mean"]
-    for actual, expected in zip(pictures.load(1), make_pair(1), strict=True):
+        for ending, image in zip(("real", "mean"), make_pair(i), strict=True):
+            Image.fromarray(image).save(tmp_path / f"Canon_{i}_{ending}.png")
+    images = load_data(f"polyu:{tmp_path}")
+    assert images.names == ["0000_Canon_0_mean", "0001_Canon_1_mean"]
+    for actual, expected in zip(images.load(1), make_pair(1), strict=True):
         np.testing.assert_array_equal(actual, expected)
     simulated = load_data(f"polyu:{tmp_path}@none")
-    assert simulated.names == pictures.names
+    assert simulated.names == images.names
     for actual in simulated.load(1):
         np.testing.assert_array_equal(actual, make_pair(1)[1])
     (tmp_path / "Canon_1_mean.png").unlink()
@@ -116,9 +116,9 @@ def test_hub_data_set(tmp_path):
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, datasets.Image())))
     (tmp_path / "data").mkdir()
     dataset.to_parquet(tmp_path / "data" / "test.parquet")
-    pictures = load_data(f"mine:hub:{tmp_path}/data:test")
-    np.testing.assert_array_equal(pictures.load(0)[0], noisy)
-    np.testing.assert_array_equal(pictures.load(0)[1], clean)
+    images = load_data(f"mine:hub:{tmp_path}/data:test")
+    np.testing.assert_array_equal(images.load(0)[0], noisy)
+    np.testing.assert_array_equal(images.load(0)[1], clean)
     with pytest.raises(ValueError, match="has no split train"):
         load_data(f"mine:hub:{tmp_path}/data:train")
     (tmp_path / "other").mkdir()
@@ -127,7 +127,7 @@ def test_hub_data_set(tmp_path):
         load_data(f"mine:hub:{tmp_path}/other")
 
 
-def test_hub_data_set_of_clean_pictures_alone(tmp_path):
+def test_hub_data_set_of_clean_images_alone(tmp_path):
     features = datasets.Features({"clean": datasets.Image()})
     dataset = datasets.Dataset.from_dict({"clean": [Image.fromarray(make_pair(0)[1])]}, features=features)
     (tmp_path / "data").mkdir()
@@ -137,21 +137,21 @@ def test_hub_data_set_of_clean_pictures_alone(tmp_path):
         load_data(f"mine:hub:{tmp_path}/data")
 
 
-def test_clean_pictures_stay_as_they_are(tmp_path):
+def test_clean_images_stay_as_they_are(tmp_path):
     clean = make_pair(0)[1]
     Image.fromarray(clean).save(tmp_path / "a.png")
-    for picture in load_data(f"mine:{tmp_path}@none").load(0):
-        np.testing.assert_array_equal(picture, clean)
+    for image in load_data(f"mine:{tmp_path}@none").load(0):
+        np.testing.assert_array_equal(image, clean)
 
 
-def test_picture_that_cannot_be_read_is_named(pairs):
+def test_image_that_cannot_be_read_is_named(pairs):
     file = pairs / "noisy" / "scene1.png"
     file.write_bytes(file.read_bytes()[:400])
     with pytest.raises(OSError, match="scene1.png cannot be read"):
         load_data(f"mine:{pairs}").load(1)
 
 
-def test_noise_on_clean_pictures_is_the_same_in_every_run(tmp_path):
+def test_noise_on_clean_images_is_the_same_in_every_run(tmp_path):
     clean = np.full((64, 64, 3), 128, np.uint8)
     for name in ("a", "b"):
         Image.fromarray(clean).save(tmp_path / f"{name}.png")
@@ -159,7 +159,7 @@ def test_noise_on_clean_pictures_is_the_same_in_every_run(tmp_path):
     np.testing.assert_array_equal(same, clean)
     assert (noisy.astype(float) - clean).std() == pytest.approx(10, rel=0.05)
     np.testing.assert_array_equal(load_data(f"mine:{tmp_path}@gaussian:10").load(0)[0], noisy)
-    # another picture gets other noise
+    # another image gets other noise
     assert (load_data(f"mine:{tmp_path}@gaussian:10").load(1)[0] != noisy).any()
 
 
@@ -206,14 +206,14 @@ def test_sidd_validation_of_the_true_shape_in_bounded_memory(tmp_path):
         blocks[0, 0], blocks[39, 31] = a, b
         scipy.io.savemat(tmp_path / f"{name}.mat", {name: blocks})
     tracemalloc.start()
-    pictures = load_data(f"sidd-val:{tmp_path}")
-    noisy, clean = pictures.load(1279)
+    images = load_data(f"sidd-val:{tmp_path}")
+    noisy, clean = images.load(1279)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.1 * 2 * blocks.nbytes  # what the two files hold, and no copy of it
-    assert pictures.names[0] == "0000_00" and pictures.names[-1] == "0039_31" and len(pictures.names) == 1280
+    assert images.names[0] == "0000_00" and images.names[-1] == "0039_31" and len(images.names) == 1280
     np.testing.assert_array_equal(np.stack([noisy, clean]), last)
-    del pictures
+    del images
     run("--data", f"sidd-val:{tmp_path}", "--model", "--max_pictures", 2, "--output_dir", tmp_path / "out")
     expected = [psnr(as_tensor(noisy), as_tensor(clean)).item() for noisy, clean in (first, last)]
     assert read_methods(tmp_path / "out")["noisy input"]["figures"]["psnr"] == pytest.approx(np.mean(expected))
@@ -227,9 +227,9 @@ def test_sidd_file_of_matlab_7_3(tmp_path):
         with open(tmp_path / f"{name}.mat", "r+b") as file:
             header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
             file.write(header)
-    pictures = load_data(f"sidd:{tmp_path}")
-    assert len(pictures.names) == 6
-    np.testing.assert_array_equal(np.stack(pictures.load(4)), blocks[:, 1, 1])
+    images = load_data(f"sidd:{tmp_path}")
+    assert len(images.names) == 6
+    np.testing.assert_array_equal(np.stack(images.load(4)), blocks[:, 1, 1])
 
 
 def test_sidd_file_with_another_key_names_what_it_has(tmp_path):
@@ -393,13 +393,13 @@ def test_peak_memory_counts_what_is_held_for_a_moment():
 def test_denoiser_is_warmed_up_once_and_asked_once():
     calls = []
 
-    def denoise(picture, sigma):
+    def denoise(image, sigma):
         calls.append(sigma)
-        return picture
+        return image
 
-    picture, warm = np.zeros((8, 8, 3), np.float32), set()
+    image, warm = np.zeros((8, 8, 3), np.float32), set()
     for _ in range(2):
-        run = runner(picture, warm)
+        run = runner(image, warm)
         assert run(denoise, 0.1) is run(denoise, 0.1)
     assert calls == [0.1, 0.1, 0.1]  # once more in all than it was asked for
 
@@ -408,7 +408,7 @@ def test_denoiser_is_warmed_up_once_and_asked_once():
     ("denoise", "message"),
     [(lambda x: x * math.nan, "returned NaN"), (lambda x: x[1:], r"an image of shape \(39, 56, 3\)")],
 )
-def test_results_that_are_no_picture_are_refused(denoise, message):
+def test_results_that_are_no_image_are_refused(denoise, message):
     noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0))
     with pytest.raises(ValueError, match=message):
         measure(Method("broken", denoise), runner(noisy, set()), noisy, clean, None, {"psnr": psnr}, CPU)
@@ -483,7 +483,7 @@ def test_weights_of_one_architecture_are_kept_apart(pairs, tmp_path, monkeypatch
     files = [tmp_path / "a.pth", tmp_path / "b.pth"]
     for file in files:
         file.write_bytes(file.name.encode())
-    monkeypatch.setattr(evaluate, "load_peer", lambda name, device: (lambda picture: picture, False))
+    monkeypatch.setattr(evaluate, "load_peer", lambda name, device: (lambda image: image, False))
     names = [f"spandrel:Net:{file}" for file in files]
     peers = [*names, f"spandrel:Other:{files[0]}"]
     args = evaluate.parse_args(["--data", f"mine:{pairs}", "--model", "--compare", *peers])
@@ -516,7 +516,7 @@ def test_known_noise_is_told_to_peers(pairs, tmp_path):
     assert best >= true - 0.05  # the search goes in steps
 
 
-def test_clean_pictures_are_compared_with_themselves(pairs, model, tmp_path, capsys):
+def test_clean_images_are_compared_with_themselves(pairs, model, tmp_path, capsys):
     args = ["--data", f"clean:{pairs}@none", "--model", model, "--steps", 1, "--strength", 0, 1]
     run(*args, "--compare", "wavelet", "--output_dir", tmp_path)
     methods = read_methods(tmp_path)
@@ -621,7 +621,7 @@ def test_subset_is_spread_and_the_same_for_all(pairs, model, tmp_path):
     assert "2 images of 3: 0000_scene0, 0002_scene2" in (out / "results.md").read_text()
 
 
-def test_two_processes_share_the_pictures(pairs, model, tmp_path):
+def test_two_processes_share_the_images(pairs, model, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [EXAMPLES / "evaluate.py", "--data", f"mine:{pairs}", "--model", model, "--steps", "1"]
     subprocess.run([*command, "--output_dir", tmp_path / "out"], check=True, capture_output=True, timeout=300)
@@ -734,12 +734,12 @@ def test_data_sets_need_different_names(pairs):
         run("--data", f"mine:{pairs}", "--data", f"mine:{pairs}@none", "--model")
 
 
-def test_sheet_shows_every_version_of_the_pictures_that_differ_most(tmp_path):
+def test_sheet_shows_every_version_of_the_images_that_differ_most(tmp_path):
     grey = np.full((150, 130, 3), 100, np.uint8)
-    pictures = {
+    images = {
         f"p{i}": {"noisy input": grey, "a, 1 step": grey, "b": grey + 10 * i, "clean": grey + 100} for i in range(5)
     }
-    report.write_sheet(pictures, tmp_path / "sheet.png")
+    report.write_sheet(images, tmp_path / "sheet.png")
     image = np.asarray(Image.open(tmp_path / "sheet.png"))
     side = report.SHEET_CROP * report.SHEET_ZOOM
     counts = [(image == value).all(axis=-1).sum() for value in (100, 110, 120, 130, 140, 200)]
@@ -764,36 +764,37 @@ def test_sidd_submission_by_the_rules(tmp_path, model):
         np.testing.assert_array_equal(submitted[i, j], (expected * 255).round())
     methods = read_methods(out)
     assert mat["TimeMPSrgb"].item() == pytest.approx(1 / methods["tiny, 1 step"]["figures"]["mpx_per_second"])
-    # nothing can be said of quality where the clean pictures are kept back
+    # nothing can be said of quality where the clean images are kept back
     assert "psnr" not in methods["tiny, 1 step"]["figures"] and "wavelet, best sigma" not in methods
 
 
-def write_dnd(folder, images=2, crops=20, size=16):
-    """Pictures of 40 x 50 px and boxes in them, in the layout of DND: HDF5 as MATLAB writes it."""
+def write_dnd(folder, num_images=2, crops=20, size=16):
+    """Images of 40 x 50 px and boxes in them, in the layout of DND: HDF5 as MATLAB writes it."""
     rng = np.random.default_rng(0)
-    pictures = rng.random((images, 40, 50, 3))
-    corners = np.stack([rng.integers(0, 40 - size, (images, crops)), rng.integers(0, 50 - size, (images, crops))], -1)
+    images = rng.random((num_images, 40, 50, 3))
+    corners = np.stack(
+        [rng.integers(0, 40 - size, (num_images, crops)), rng.integers(0, 50 - size, (num_images, crops))], -1
+    )
     (folder / "images_srgb").mkdir(parents=True)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         with h5py.File(folder / "images_srgb" / f"{i + 1:04d}.mat", "w") as file:
-            file["InoisySRGB"] = picture.T
+            file["InoisySRGB"] = image.T
     with h5py.File(folder / "info.mat", "w") as file:
-        references = file.create_dataset("info/boundingboxes", (images, 1), dtype=h5py.ref_dtype)
-        for i in range(images):
+        references = file.create_dataset("info/boundingboxes", (num_images, 1), dtype=h5py.ref_dtype)
+        for i in range(num_images):
             # top, left, bottom, right, from 1 and inclusive
             file[f"boxes{i}"] = np.concatenate([corners[i] + 1, corners[i] + size], axis=1).T.astype(float)
             references[i, 0] = file[f"boxes{i}"].ref
     return [
-        [picture[y : y + size, x : x + size] for y, x in corner]
-        for picture, corner in zip(pictures, corners, strict=True)
+        [image[y : y + size, x : x + size] for y, x in corner] for image, corner in zip(images, corners, strict=True)
     ]
 
 
 def test_dnd_submission_by_the_rules(tmp_path, model):
     crops = write_dnd(tmp_path / "dnd")
-    pictures = load_data(f"dnd:{tmp_path / 'dnd'}")
-    assert pictures.names[:2] == ["0001_01", "0001_02"] and pictures.names[-1] == "0002_20"
-    np.testing.assert_allclose(pictures.load(21)[0], crops[1][1], atol=1e-6)
+    images = load_data(f"dnd:{tmp_path / 'dnd'}")
+    assert images.names[:2] == ["0001_01", "0001_02"] and images.names[-1] == "0002_20"
+    np.testing.assert_allclose(images.load(21)[0], crops[1][1], atol=1e-6)
     args = ["--data", f"dnd:{tmp_path / 'dnd'}", "--model", model, "--steps", 1, "--rules", "improved", "--submission"]
     run(*args, "--output_dir", tmp_path / "out")
     folder = tmp_path / "out" / "dnd" / "submission" / "tiny-1-step" / "bundled"

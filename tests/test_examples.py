@@ -58,7 +58,7 @@ def test_benchmark(tmp_path, monkeypatch, capsys):
     assert "`gdd --help`" in said and "pipeline / network" in said and "| 1 Mpx .jpg |" in said
 
 
-def test_benchmark_makes_pictures_of_the_size_that_it_says():
-    picture = runpy.run_path(str(EXAMPLES / "benchmark.py"))["noisy_photograph"](2)
-    assert picture.shape[0] * picture.shape[1] == pytest.approx(2e6, rel=0.01) and picture.std() > 20
-    assert torch.from_numpy(picture).dtype == torch.uint8
+def test_benchmark_makes_images_of_the_size_that_it_says():
+    image = runpy.run_path(str(EXAMPLES / "benchmark.py"))["noisy_photograph"](2)
+    assert image.shape[0] * image.shape[1] == pytest.approx(2e6, rel=0.01) and image.std() > 20
+    assert torch.from_numpy(image).dtype == torch.uint8

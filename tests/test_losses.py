@@ -66,7 +66,7 @@ def test_the_same_for_either_prediction_type(loss):
 
 
 @pytest.mark.parametrize("loss", [charbonnier, l1, l2])
-def test_a_weight_says_how_much_each_picture_counts(loss):
+def test_a_weight_says_how_much_each_image_counts(loss):
     prediction, target = torch.rand(3, 3, 8, 8), torch.rand(3, 3, 8, 8)
     weight = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1)
     expected = (loss(prediction[1], target[1]) + 2 * loss(prediction[2], target[2])) / 3

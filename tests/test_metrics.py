@@ -9,8 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
 
 
-def pictures(count=10, channels=3, height=37, width=52):
-    """Smooth pictures, and the same with noise that grows from picture to picture; uint8, [B, H, W, C]."""
+def images(count=10, channels=3, height=37, width=52):
+    """Smooth images, and the same with noise that grows from image to image; uint8, [B, H, W, C]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width]
     pairs = []
@@ -23,13 +23,13 @@ def pictures(count=10, channels=3, height=37, width=52):
     return np.stack(clean), np.stack(noisy)
 
 
-def as_tensor(pictures):
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+def as_tensor(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_psnr_equals_scikit_image(channels):
-    clean, noisy = pictures(channels=channels)
+    clean, noisy = images(channels=channels)
     expected = [peak_signal_noise_ratio(c, n) for c, n in zip(clean, noisy, strict=True)]
     np.testing.assert_allclose(psnr(as_tensor(clean), as_tensor(noisy)), expected, rtol=0, atol=1e-6)
 
@@ -42,12 +42,12 @@ def test_known_noise_gives_known_psnr():
         assert psnr(clean, clean + sign * amplitude / 255).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_psnr_of_equal_pictures_is_infinite():
+def test_psnr_of_equal_images_is_infinite():
     clean = torch.rand(1, 3, 8, 8)
     assert psnr(clean, clean).item() == math.inf
 
 
-def test_pictures_are_rounded_and_clipped_as_a_file_would_be():
+def test_images_are_rounded_and_clipped_as_a_file_would_be():
     clean = torch.tensor([0.0, 1.0, 100 / 255]).repeat_interleave(3 * 64).view(1, 3, 3, 64)
     within_half_a_step = clean + torch.tensor([-3.0, 3.0, 0.4 / 255]).repeat_interleave(3 * 64).view(1, 3, 3, 64)
     assert psnr(clean, within_half_a_step).item() == math.inf
@@ -55,7 +55,7 @@ def test_pictures_are_rounded_and_clipped_as_a_file_would_be():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ssim_equals_scikit_image(channels):
-    clean, noisy = pictures(channels=channels)
+    clean, noisy = images(channels=channels)
     expected = [
         structural_similarity(
             c, n, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=-1
@@ -67,7 +67,7 @@ def test_ssim_equals_scikit_image(channels):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ssim_matlab_equals_a_volumetric_computation(channels):
-    clean, noisy = pictures(channels=channels)
+    clean, noisy = images(channels=channels)
 
     def filtered(volume):
         window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
@@ -93,7 +93,7 @@ def test_ssim_matlab_equals_a_volumetric_computation(channels):
 
 @pytest.mark.parametrize("metric", [psnr, ssim, ssim_matlab])
 def test_batch_equals_singles_and_order_does_not_matter(metric):
-    clean, noisy = (as_tensor(p) for p in pictures(count=3))
+    clean, noisy = (as_tensor(p) for p in images(count=3))
     batch = metric(clean, noisy)
     assert batch.shape == (3,)
     torch.testing.assert_close(batch, torch.cat([metric(c[None], n[None]) for c, n in zip(clean, noisy, strict=True)]))
@@ -101,8 +101,8 @@ def test_batch_equals_singles_and_order_does_not_matter(metric):
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, ssim_matlab])
-def test_nan_in_a_picture_spoils_that_picture_only(metric):
-    clean, noisy = (as_tensor(p) for p in pictures(count=2))
+def test_nan_in_an_image_spoils_that_image_only(metric):
+    clean, noisy = (as_tensor(p) for p in images(count=2))
     noisy[0, 0, 20, 20] = math.nan
     assert metric(clean, noisy).isnan().tolist() == [True, False]
 

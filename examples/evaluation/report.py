@@ -55,14 +55,7 @@ MARKERS = {"": "D", "blind": "D", "true sigma": "x", "best sigma": "^"}
 
 
 def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str]) -> dict:
-    """
-    Summarize one method on one test set.
-
-    Args:
-        rows (`list[dict]`): What was measured, one for each image.
-        noisy_rows (`list[dict]`, *optional*): The same for the noisy input, where there is noise.
-        metrics (`list[str]`): What to average; empty where the ground truth is not known.
-    """
+    """Summarize what was measured of a method, a row for each image, beside the rows of the noisy input, if any."""
     result = {name: float(np.mean([row[name] for row in rows])) for name in metrics}
     if rows == noisy_rows:
         return result
@@ -211,12 +204,9 @@ def _walks(methods: list[dict]) -> list[tuple[list[dict], dict]]:
 
 def write_sheet(images: dict[str, dict[str, np.ndarray]], file: Path):
     """
-    Write crops of the images: noisy, each method's result and clean, where the results differ most.
+    Write crops of the images where the results differ most.
 
-    Args:
-        images (`dict[str, dict[str, np.ndarray]]`): For each image its versions by name, uint8 [H, W, 3], the noisy
-            one first and the clean one last.
-        file (`Path`): The image file to write.
+    `images` holds for each image its versions by name, uint8 [H, W, 3]: noisy, each method's result, clean.
     """
     blocks = []
     for image, versions in images.items():

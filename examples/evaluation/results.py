@@ -28,8 +28,8 @@ class Method:
 
     Args:
         name (`str`): What tables call it.
-        denoise (`Callable`): A function of an image, [H, W, 3] float32 in [0, 1], to the same; if `sigma` is set, of
-            the image and the noise level in [0, 1].
+        denoise (`Callable`): A function of an image, [H, W, 3] float32 in [0, 1], and of the noise level in [0, 1] if
+            `sigma` is set, that returns an image.
         sigma (`"blind"`, `"true"` or `"best"`, *optional*): How the noise level is chosen.
         dtype (`str`): What it computes in.
         fingerprint (`str`): Of the weights and settings. A resumed run does not reuse the figures of others.
@@ -123,16 +123,10 @@ def measure(
     device: torch.device,
 ) -> tuple[dict, np.ndarray]:
     """
-    Denoise an image with the function that [`runner`] returned for it.
+    Return the figures of a method on one image, and its result, [H, W, 3] float in [0, 1].
 
-    Args:
-        noisy, clean (`np.ndarray`): [H, W, 3] float32 in [0, 1].
-        true_sigma (`float`, *optional*): The noise level in [0, 1], where it is known.
-        metrics (`dict[str, Callable]`): Functions of the result and the clean image, [1, 3, H, W] on `device`; the
-            clean one is `None` where it is not known.
-
-    Returns:
-        `tuple[dict, np.ndarray]`: The figures, and the result, [H, W, 3] float in [0, 1].
+    `run` is what [`runner`] returned for the image. `metrics` are functions of the result and the clean image,
+    [1, 3, H, W] on `device`; the clean one is `None` where it is not known.
     """
     sigma, seconds = None, 0.0
     if method.sigma == "blind":
@@ -154,14 +148,8 @@ class Results:
     """
     What has been measured on one test set: a line of JSON for each method and image, and some of the results.
 
-    Every process appends to a file of its own. A line is valid for the same image, weights and machine only.
-
-    Args:
-        folder (`Path`): Where all this is stored.
-        images (`ImageSet`): The test set.
-        chosen (`list[int]`): Indices of the images to measure.
-        machine (`str`): What computes.
-        process_index (`int`, defaults to 0): Which process this is.
+    Every process appends to a file of its own. A line is valid for the same image, weights and machine only. `chosen`
+    are the indices of the images to measure.
     """
 
     def __init__(self, folder: Path, images: ImageSet, chosen: list[int], machine: str, process_index: int = 0):
