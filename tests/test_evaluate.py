@@ -843,3 +843,18 @@ def test_a_row_that_failed_changes_the_exit_code(pairs, tmp_path):
     done = launch(*args, "--model", tmp_path / "broken")
     assert done.returncode == 1 and "error: some rows of the tables failed" in done.stderr
     assert launch(*args, "--model").returncode == 0
+
+
+def test_grey_floats_are_scaled_and_int32_is_refused(tmp_path):
+    """Pillow clips both to black and white when it converts them, and two white images are equal."""
+    noisy, clean = (image[..., :1] for image in make_pair(0))
+    for kind, dtype, white in (("float", np.float32, 1), ("int32", np.int32, 65535)):
+        for name, image in (("noisy", noisy), ("clean", clean)):
+            (tmp_path / kind / name).mkdir(parents=True)
+            pixels = (image[..., 0] / 255 * white).astype(dtype)
+            Image.fromarray(pixels).save(tmp_path / kind / name / "a.tif")
+    run("--data", f"mine:{tmp_path}/float", "--model", "--output_dir", tmp_path / "out")
+    expected = psnr(as_tensor(noisy), as_tensor(clean)).item()
+    assert read_methods(tmp_path / "out")["noisy input"]["figures"]["psnr"] == pytest.approx(expected)
+    done = launch("--data", f"mine:{tmp_path}/int32", "--model", "--output_dir", tmp_path / "out")
+    assert done.returncode == 1 and "a.tif cannot be read" in done.stderr.splitlines()[-1]
