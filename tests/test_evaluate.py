@@ -127,6 +127,18 @@ def test_hub_data_set(tmp_path):
         load_data(f"mine:hub:{tmp_path}/other")
 
 
+@pytest.mark.parametrize("column", ["noisy", "clean"])
+def test_row_without_an_image_is_named(tmp_path, column):
+    noisy, clean = map(Image.fromarray, make_pair(0))
+    rows = {"noisy": [noisy, noisy], "clean": [clean, clean]}
+    rows[column][1] = None
+    features = datasets.Features(dict.fromkeys(rows, datasets.Image()))
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "test.parquet")
+    with pytest.raises(OSError, match="row 1 of mine cannot be read: the image is missing"):
+        run("--data", f"mine:hub:{tmp_path}/data", "--model", "--output_dir", tmp_path / "out")
+
+
 def test_hub_data_set_of_clean_images_alone(tmp_path):
     features = datasets.Features({"clean": datasets.Image()})
     dataset = datasets.Dataset.from_dict({"clean": [Image.fromarray(make_pair(0)[1])]}, features=features)

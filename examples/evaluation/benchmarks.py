@@ -120,7 +120,7 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
     columns = [column for column in ("noisy", "clean") if column in dataset.column_names]
     for column in columns:
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    paths = [cell["path"] for cell in dataset["clean"]]
+    paths = [cell and cell["path"] for cell in dataset["clean"]]
     # the index keeps names unique where subfolders hold files of the same name
     names = [f"{i:04d}_{Path(path).stem}" if path else f"{i:04d}" for i, path in enumerate(paths)]
 
@@ -129,7 +129,8 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
         try:
             return reader(cell)
         except UNREADABLE as error:
-            raise OSError(f"{cell['path'] or f'row {i} of {name}'} cannot be read: {error}") from error
+            file = cell and cell["path"] or f"row {i} of {name}"
+            raise OSError(f"{file} cannot be read: {error}") from error
 
     def load(i):
         return read(i, "noisy", decode) if "noisy" in columns else None, read(i, "clean", decode)
@@ -141,6 +142,8 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
 
 
 def _size(cell: dict) -> tuple[int, int]:
+    if cell is None:
+        raise ValueError("the image is missing")
     with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
         return image.size
 
