@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_pipeline, make_unet
+from conftest import make_pipeline
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from hub_server import TOKEN, Fault, Hub, Repo
 from huggingface_hub import ModelCard
@@ -22,7 +22,15 @@ from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
 
 
-CODE = ["pipeline_real_denoise.py", "scheduling_interpolation.py", "tiling.py", "unet_local.py"]
+MODULES = ["pipeline_real_denoise", "image_processor", "scheduling_interpolation", "tiling", "unet_local"]
+    "pipeline_real_denoise",
+    "image_processor",
+    "scheduling_interpolation",
+    "tiling",
+    "unet_local",
+    "hub/loading",
+]
+CODE = [f"{module}.py" for module in [*MODULES, "hub/loading"]]
 
 # What every client begins with: `run(pipe)` gives three steps on a picture of several tiles.
 CLIENT = """
@@ -475,7 +483,8 @@ def test_repo_loads_from_its_folder_with_the_same_bits(pipe, plain_pipe, cls, tm
 
 
 def test_a_pipeline_that_could_not_be_loaded_is_refused(tmp_path):
-    pipe = RealDenoisePipeline(make_unet(), FlowMatchEulerDiscreteScheduler())
+    pipe = make_pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ValueError, match="`scheduler` is FlowMatchEulerDiscreteScheduler"):
         build_repo(pipe, tmp_path, "org/gdd")
 

@@ -179,7 +179,7 @@ def test_input_is_not_changed(pipe):
 def test_grey_network_denoises_grey_and_refuses_colour():
     pipe = make_pipeline(channels=1)
     assert pipe(random_picture("L")).images[0].mode == "L"
-    with pytest.raises(ValueError, match="grey pictures only"):
+    with pytest.raises(ValueError, match="grey images only"):
         pipe(random_picture("RGB"))
 
 

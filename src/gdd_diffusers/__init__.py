@@ -1,17 +1,19 @@
 """Real-world image denoising as a first-class citizen of Hugging Face diffusers."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    __version__: str
     from .pipeline_real_denoise import RealDenoisePipeline
     from .scheduling_interpolation import InterpolationScheduler
     from .unet_local import LocalUNet2DModel
 
 __all__ = ["InterpolationScheduler", "LocalUNet2DModel", "RealDenoisePipeline"]
 
-# Imported when first asked for, as diffusers does with its own: its models and pipelines take a second to import.
+# Imported on first use, as diffusers does: its models and pipelines take a second to import.
 _MODULES = {
     "InterpolationScheduler": "scheduling_interpolation",
     "LocalUNet2DModel": "unet_local",
@@ -20,6 +22,8 @@ _MODULES = {
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return version("gdd-diffusers")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,44 +1,29 @@
-"""A noisy picture goes in, a clean one comes out."""
+"""The pipeline: walk from a noisy photograph to the clean image."""
 
 import copy
-import hashlib
-import importlib
-import numbers
 import os
-import re
+import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from PIL import Image
+from diffusers.image_processor import PipelineImageInput
 
+from .hub.loading import download_model, find_components
+from .image_processor import postprocess, prepare_latents, preprocess, to_output_type, white
 from .scheduling_interpolation import InterpolationScheduler
 from .tiling import apply_tiled_, count_tiles
-from .unet_local import LocalUNet2DModel
+from .unet_local import LocalUNet2DModel  # noqa: F401 - a published repo needs it, and load_config refers to it
 
-
-PipelineImageInput = (
-    Image.Image | np.ndarray | torch.Tensor | list[Image.Image] | list[np.ndarray] | list[torch.Tensor]
-)
 
 BUNDLED = Path(__file__).parent / "pretrained" / "gdd-small"  # the weights that come with the package
-
-# the modes of PIL that pictures come back in, and those that others than RGB stand in for
-PIL_MODES = ("L", "LA", "RGB", "RGBA")
-PIL_CONVERSIONS = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 
 
 class RealDenoisePipeline(DiffusionPipeline):
@@ -46,23 +31,23 @@ class RealDenoisePipeline(DiffusionPipeline):
     Removes noise from real photographs by general denoising diffusion ([paper](https://arxiv.org/abs/2305.04457)).
 
     The walk begins at the photograph itself, x_T, and follows the line x_t = (1 - t/T) x_0 + (t/T) x_T back to the
-    clean picture. Pictures come back as they came: size, count, order, grey or colour, alpha. Those larger than a tile
-    are denoised in tiles, so memory is bounded by the picture itself, which stays in main memory; with a
-    [`LocalUNet2DModel`] the tiles cannot be seen.
+    clean image. Images come back as they came: size, count, order, grey or colour, alpha. Those larger than a tile
+    are denoised in tiles, so that memory is bounded by the image itself, which stays in main memory. With a
+    [`LocalUNet2DModel`] the tiles leave no trace.
 
     Args:
-        unet ([`~diffusers.UNet2DModel`]):
-            Guesses x_0 from x_t. Any UNet2DModel; [`LocalUNet2DModel`] can be tiled without a trace.
-        scheduler ([`InterpolationScheduler`]):
-            Walks from x_T to x_0.
-        default_num_inference_steps (`int`, defaults to 1):
-            Steps to take when a call does not say how many.
+        unet ([`~diffusers.UNet2DModel`]): Predicts x_0 from x_t. A [`LocalUNet2DModel`] can be tiled exactly.
+        scheduler ([`InterpolationScheduler`]): Walks from x_T to x_0.
+        default_num_inference_steps (`int`, defaults to 1): Number of steps if a call does not give one.
         pixel_unshuffle (`int`, defaults to 1):
             The network works on pixels folded into channels by this factor; 2 makes 12 channels out of 3.
         tile_size (`int`, *optional*, defaults to 512):
-            Largest side of a tile in pixels. `None` denoises every picture whole.
+            Largest side of a tile in pixels. `None` denoises every image whole.
         tile_overlap (`int`, defaults to 48):
             Pixels that neighbouring tiles share, at most half of `tile_size`. Half of it is discarded at each border.
+
+    Raises:
+        `ValueError`: If a component has the wrong class, or the network the wrong number of channels.
 
     Example:
         ```py
@@ -90,121 +75,83 @@ class RealDenoisePipeline(DiffusionPipeline):
         tile_overlap: int = 48,
     ):
         super().__init__()
+        check_components(unet, scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps, pixel_unshuffle=pixel_unshuffle
         )
-        if unet.config.in_channels not in (pixel_unshuffle**2, 3 * pixel_unshuffle**2):
+        grey, colour = pixel_unshuffle**2, 3 * pixel_unshuffle**2
+        if unet.config.in_channels not in (grey, colour) or unet.config.out_channels != unet.config.in_channels:
             raise ValueError(
-                f"The network has {unet.config.in_channels} input channels; with `pixel_unshuffle={pixel_unshuffle}` "
-                f"it needs {3 * pixel_unshuffle**2} for colour or {pixel_unshuffle**2} for grey."
-            )
-        if unet.config.out_channels != unet.config.in_channels:
-            raise ValueError(
-                f"The network has {unet.config.in_channels} input channels, and must have as many output channels, "
-                f"but has {unet.config.out_channels}."
+                f"The network has {unet.config.in_channels} input and {unet.config.out_channels} output channels; it "
+                f"needs {colour} for colour or {grey} for grey, of both, with `pixel_unshuffle={pixel_unshuffle}`."
             )
         if tile_size is None:
             self.register_to_config(tile_size=None, tile_overlap=tile_overlap)
         else:
             self.enable_tiling(tile_size, tile_overlap)
+        self._walks: dict[int, Any] = {}  # of each thread, the walk in progress
+        self._last_walk = SimpleNamespace(num_timesteps=None, interrupt=False)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
         """
-        Loads a pipeline from a folder, a Hub repo, or, with no argument, the weights that come with the package.
+        Load a pipeline from a folder, a Hub repo, or, without an argument, the weights that come with the package.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*): A folder or a repo id.
             **kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]: `revision`, `variant`, `dtype`...
         """
-        if pretrained_model_name_or_path is None:
-            pretrained_model_name_or_path = BUNDLED
-        return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        return super().from_pretrained(str(pretrained_model_name_or_path or BUNDLED), **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
-        """
-        Downloads what this class needs of a repo, which is no code, and checks the weights' sha256.
-
-        diffusers refuses repos whose scheduler is not its own, or asks to trust the repo's copy of it. The package has
-        these classes already.
-
-        Raises:
-            `OSError`: When the repo or its weights cannot be had, in one sentence that says why.
-        """
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        variant = kwargs.get("variant")
-        weights = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
-        patterns = [f"unet/{weights}.safetensors", f"unet/{weights}-*.safetensors"]
-        try:
-            folder = snapshot_download(
-                pretrained_model_name,
-                allow_patterns=["README.md", "model_index.json", "*/*.json", *patterns],
-                **{name: kwargs[name] for name in names if kwargs.get(name) is not None},
-            )
-        except Exception as error:  # the client raises errors of its own, and those of the HTTP library under it
-            raise OSError(f"Could not get {pretrained_model_name} from the Hub: {hub_error_reason(error)}") from error
-        files = [file for pattern in patterns for file in Path(folder).glob(pattern)]
-        if not files and "unet" not in kwargs:
-            raise OSError(
-                f"{pretrained_model_name} has no weights {weights}.safetensors in its folder `unet`; pickled ones are "
-                "never loaded from the Hub, since they can run any code."
-            )
-        for file in files:
-            blob = file.resolve()  # the cache names large files by their sha256; the client compares sizes only
-            if re.fullmatch("[0-9a-f]{64}", blob.name):
-                with blob.open("rb") as content:
-                    sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-                if sha256 != blob.name:
-                    blob.unlink()  # so that the next try downloads it anew
-                    raise OSError(
-                        f"The weights of {pretrained_model_name} arrived damaged: the sha256 of {file.name} is "
-                        f"{sha256}, not {blob.name}. They were deleted; try again."
-                    )
-        return folder
+        """Download a repo as [`~gdd_diffusers.hub.loading.download_model`] does, and return its folder."""
+        return download_model(pretrained_model_name, **kwargs)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Reads `model_index.json`; classes of this package are taken from it, wherever they were saved from."""
+        """Read `model_index.json`; components get the classes that this module uses, wherever they were saved from."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         index["_class_name"] = cls.__name__
-        allowed = {"unet": [UNet2DModel, LocalUNet2DModel], "scheduler": [InterpolationScheduler]}
-        for name, classes in allowed.items():
-            found = index.get(name, (None, None))[1]
-            if found not in [c.__name__ for c in classes]:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is not a model for {cls.__name__}: its `{name}` is {found}, "
-                    f"not {' or '.join(c.__name__ for c in classes)}."
-                )
-            own = next(c for c in classes if c.__name__ == found)
-            index[name] = ["diffusers" if own is UNet2DModel else own.__module__, found]
+        for name, (module, found) in find_components(index, pretrained_model_name_or_path).items():
+            index[name] = [module if module == "diffusers" else f"{__package__}.{module}", found]
         return config
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """Create a pipeline from the components of another, as [`~diffusers.DiffusionPipeline.from_pipe`] does."""
+        # diffusers takes over a model only if its class is exactly the annotated one, unless it is passed
+        if "unet" in pipeline.components:
+            kwargs.setdefault("unet", pipeline.components["unet"])
+        return super().from_pipe(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
         """
-        Saves as [`~diffusers.DiffusionPipeline.save_pretrained`] does; `push_to_hub=True` also does what
-        [`~.push_to_hub`] does, with its arguments.
+        Save as [`~diffusers.DiffusionPipeline.save_pretrained`] does. `push_to_hub=True` also does what
+        [`~.push_to_hub`] does, with its arguments; `repo_id` defaults to the name of the folder.
         """
         names = ("repo_id", "commit_message", "private", "token", "create_pr", "overwrite_card")
         hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
         if push_to_hub:
+            hub_kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
             self.push_to_hub(**hub_kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """
-        Publishes the pipeline as a repo that anyone can load, with this package or without it.
+        Publish the pipeline as a repo that anyone can load, with this package or without it.
 
         Args:
-            repo_id (`str`): `ORG/NAME`.
-            **kwargs: As for [`~gdd_diffusers.hub.publish`]: `commit_message`, `private`, `token`, `create_pr`,
-                `overwrite_card`.
+            repo_id (`str`): `ORG/NAME`, or `NAME` for a repo of one's own.
+            **kwargs: As for [`~gdd_diffusers.hub.publish`].
         """
-        try:  # an import statement would have diffusers ask for the package where it runs this file from a repo
-            hub = importlib.import_module("gdd_diffusers.hub")
-        except ImportError:
+        try:
+            from . import hub
+
+            repo_id = hub.add_namespace(repo_id, kwargs.get("token"))
+        except (ImportError, AttributeError):  # this file was loaded from a repo, without the code that publishes
             raise ImportError(
                 "Publishing needs the package gdd-diffusers itself, not only its code in a repo."
             ) from None
@@ -212,16 +159,16 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     def enable_tiling(self, tile_size: int = 512, tile_overlap: int | None = None):
         """
-        Denoise pictures larger than `tile_size` in tiles. Saved with the pipeline.
+        Denoise images larger than `tile_size` in tiles. Saved with the pipeline.
 
         Args:
             tile_size (`int`, defaults to 512): Largest side of a tile in pixels.
             tile_overlap (`int`, *optional*): Pixels that neighbours share, at most half of `tile_size`; the pipeline's
                 own if not given. From twice [`~.receptive_field`] on, the result of one step is that of the whole
-                picture to float rounding.
+                image to float rounding.
 
         Raises:
-            `ValueError`: When the tile is smaller than the network, or than twice the overlap.
+            `ValueError`: If the tile is smaller than the network allows, or than twice the overlap.
         """
         if tile_overlap is None:
             tile_overlap = self.config.tile_overlap
@@ -235,7 +182,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         self.register_to_config(tile_size=tile_size, tile_overlap=tile_overlap)
 
     def disable_tiling(self):
-        """Denoise every picture whole, whatever its size. Saved with the pipeline."""
+        """Denoise every image whole, whatever its size. Saved with the pipeline."""
         self.register_to_config(tile_size=None, tile_overlap=self.config.tile_overlap)
 
     @property
@@ -245,25 +192,41 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     @property
     def receptive_field(self) -> int | None:
-        """Pixels that an output pixel sees to each side, `None` for a network that looks at the whole picture."""
-        # asked by name: where a repo's code was loaded, its LocalUNet2DModel is another class than this file's
+        """Pixels that an output pixel depends on to each side, `None` for a network that sees the whole image."""
+        # by name: a pipeline loaded from a repo's own code has another copy of LocalUNet2DModel
         receptive_field = getattr(self.unet, "receptive_field", None)
         return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
+    @contextmanager
+    def _start_walk(self, num_timesteps: int):
+        # each thread has its own, so that calls from several threads are independent
+        thread, walk = threading.get_ident(), SimpleNamespace(num_timesteps=num_timesteps, interrupt=False)
+        outer = self._walks.get(thread)  # there is one if a callback calls the pipeline
+        self._walks[thread] = self._last_walk = walk
+        try:
+            yield walk
+        finally:
+            self._walks[thread] = outer
+
     @property
     def num_timesteps(self) -> int:
-        return self._num_timesteps
+        return (self._walks.get(threading.get_ident()) or self._last_walk).num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        return self._interrupt
+        return (self._walks.get(threading.get_ident()) or self._last_walk).interrupt
 
-    def check_inputs(self, num_inference_steps, strength, output_type, callback_on_step_end_tensor_inputs):
-        T = self.scheduler.config.num_train_timesteps
-        if not isinstance(num_inference_steps, numbers.Integral) or not 1 <= num_inference_steps <= T:
-            raise ValueError(f"`num_inference_steps` must be a whole number from 1 to {T}, not {num_inference_steps}.")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"`strength` must be in [0, 1], not {strength}.")
+    @interrupt.setter
+    def interrupt(self, value: bool):
+        own = self._walks.get(threading.get_ident())
+        for walk in [own] if own else list(self._walks.values()):  # set outside of a call, it is meant for all calls
+            if walk is not None:
+                walk.interrupt = value
+
+    _interrupt = interrupt  # what callbacks for diffusers' own pipelines set
+
+    def check_inputs(self, output_type, callback_on_step_end_tensor_inputs):
+        check_components(self.unet, self.scheduler)  # which can be assigned after the constructor has checked them
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', not {output_type!r}.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -271,86 +234,6 @@ class RealDenoisePipeline(DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` may name {self._callback_tensor_inputs}, not {sorted(unknown)}."
             )
-
-    def preprocess(self, image: PipelineImageInput) -> list[torch.Tensor]:
-        """
-        Turns pictures of any kind into a list of `[C, H, W]` tensors, C from 1 to 4, in their own precision.
-
-        Raises:
-            `ValueError`: When something is not a picture, or has values that a picture cannot have.
-        """
-        if isinstance(image, list | tuple):
-            if len(image) == 0:
-                raise ValueError("`image` is an empty list, pass at least one picture.")
-            return [picture for item in image for picture in self.preprocess(item)]
-
-        if isinstance(image, Image.Image):
-            if image.mode.startswith("I"):  # 16 bits, which PIL keeps in modes of 16 and of 32
-                array = np.asarray(image)
-                if array.size and not 0 <= array.min() <= array.max() <= 65535:
-                    raise ValueError(f"A picture of mode {image.mode!r} must have values from 0 to 65535.")
-                array = array.astype(np.uint16)
-            elif image.mode in ("F", *PIL_MODES):
-                array = np.asarray(image)
-            else:
-                transparent = image.mode == "P" and "transparency" in image.info
-                array = np.asarray(image.convert(PIL_CONVERSIONS.get(image.mode, "RGBA" if transparent else "RGB")))
-            image = array
-
-        if not isinstance(image, np.ndarray | torch.Tensor):
-            raise ValueError(f"`image` must be PIL, numpy or torch pictures, or a list of these, not {type(image)}.")
-        if image.ndim not in (2, 3, 4):
-            raise ValueError(f"A picture has 2 to 4 dimensions, not {image.ndim}: shape {tuple(image.shape)}.")
-        if isinstance(image, np.ndarray):
-            dtype = image.dtype.newbyteorder("=")
-            if dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
-                raise ValueError(f"A numpy picture must be uint8, uint16 or float in [0, 1], not {dtype}.")
-            # a copy where it must be one: read-only, backwards or big-endian memory is nothing that torch can share
-            array = torch.from_numpy(np.require(image, dtype, ["C", "W"]))
-            pictures = array[None] if image.ndim == 2 else array.movedim(-1, -3)
-        else:
-            pictures = image[None] if image.ndim == 2 else image
-            if not pictures.is_floating_point() and pictures.dtype not in (torch.uint8, torch.uint16):
-                raise ValueError(f"A torch picture must be float in [0, 1], uint8 or uint16, not {pictures.dtype}.")
-        if pictures.numel() == 0:
-            raise ValueError(f"`image` has no pixels: shape {tuple(image.shape)}.")
-        if not 1 <= pictures.shape[-3] <= 4:
-            raise ValueError(
-                f"A picture has 1 to 4 channels (last in numpy, before the sides in torch), not {pictures.shape[-3]}: "
-                f"shape {tuple(image.shape)}."
-            )
-        if pictures.is_floating_point():
-            low, high = (float(value) for value in torch.aminmax(pictures))  # NaN if there is one anywhere
-            if not np.isfinite([low, high]).all():
-                raise ValueError("`image` has NaN or infinite pixels.")
-            if low < -1e-3 or high > 1 + 1e-3:
-                raise ValueError(f"Float pictures must be in [0, 1]; `image` is in [{low:g}, {high:g}].")
-        return list(pictures) if pictures.ndim == 4 else [pictures]
-
-    def prepare_latents(self, pictures: list[torch.Tensor]) -> torch.Tensor:
-        """x_T in [-1, 1] of pictures of one size, `[B, C, H, W]` with sides padded to what the network can take."""
-        height, width = pictures[0].shape[-2:]
-        channels = self.unet.config.in_channels // self.config.pixel_unshuffle**2
-        padded_height, padded_width = (
-            -(-side // self.spatial_multiple) * self.spatial_multiple for side in (height, width)
-        )
-        latents = torch.empty(len(pictures), channels, padded_height, padded_width)
-        for latent, picture in zip(latents, pictures, strict=True):
-            colours = picture[: colour_channels(picture)]
-            if channels < len(colours):
-                raise ValueError("This network denoises grey pictures only, but `image` is in colour.")
-            latent[:, :height, :width] = colours  # a grey picture is broadcast to the network's channels
-            latent.mul_(2 / white(picture)).sub_(1).clamp_(-1, 1)
-        latents[:, :, :height, width:] = latents[:, :, :height, width - 1 : width]
-        latents[:, :, height:] = latents[:, :, height - 1 : height]
-        return latents
-
-    def postprocess(self, picture: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
-        """The denoised colours `[3, H, W]` in [0, 1] as a picture `[C, H, W]` like `picture`, with its alpha."""
-        if colour_channels(picture) < len(denoised):
-            denoised = denoised.mean(0, keepdim=True)
-        alpha = picture[colour_channels(picture) :]
-        return torch.cat([denoised, alpha.float() / white(picture)]) if len(alpha) else denoised
 
     @torch.no_grad()
     def __call__(
@@ -365,82 +248,75 @@ class RealDenoisePipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
-        Denoises pictures.
+        Denoise images.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
                 PIL in any mode; numpy `[H, W]`, `[H, W, C]` or `[N, H, W, C]`, torch `[H, W]`, `[C, H, W]` or
-                `[N, C, H, W]`: uint8, uint16 or float in [0, 1]. Colours are sRGB. Pictures of a list may differ in
+                `[N, C, H, W]`: uint8, uint16 or float in [0, 1]. Colours are sRGB. Images of a list may differ in
                 size; neighbours of the same size are denoised as one batch.
-            num_inference_steps (`int`, *optional*):
-                Steps from the photograph to the clean picture; the model's `default_num_inference_steps` if not given.
+            num_inference_steps (`int`, *optional*): The model's `default_num_inference_steps` if not given.
             strength (`float`, defaults to 1.0):
                 How far to walk: 0 returns the input, 1 goes all the way to x_0, 0.5 stops half-way along the line.
             output_type (`str`, defaults to `"pil"`):
-                `"pil"` is a list of PIL pictures; `"np"` float arrays `[N, H, W, C]` in [0, 1]; `"pt"` float tensors
-                `[N, C, H, W]` in [0, 1], both lists of single pictures where sizes or channels differ; `"latent"` is
-                the end of the walk in [-1, 1], in the network's channels.
-            generator (`torch.Generator`, *optional*):
-                Accepted for interchangeability; nothing is drawn at random.
-            return_dict (`bool`, defaults to `True`):
-                Whether to return an [`~diffusers.ImagePipelineOutput`] or a tuple.
+                `"pil"` is a list of PIL images; `"np"` float arrays `[N, H, W, C]` in [0, 1]; `"pt"` float tensors
+                `[N, C, H, W]` in [0, 1] on the CPU, both lists of single images where sizes or channels differ;
+                `"latent"` is the end of the walk in [-1, 1], in the network's channels.
+            generator (`torch.Generator`, *optional*): Accepted for interchangeability; nothing is drawn at random.
+            return_dict (`bool`, defaults to `True`): Return an [`~diffusers.ImagePipelineOutput`], or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step with the pipeline, the step's number, the timestep and a dictionary of
-                `callback_on_step_end_tensor_inputs`. Setting `pipe._interrupt = True` stops the walk, at the latest
-                after the next batch of tiles. The next step overwrites the latents, so clone what is to be kept.
+                `callback_on_step_end_tensor_inputs`, which it may return with other values. Setting
+                `pipe._interrupt = True` stops the walk, at the latest after the next batch of tiles. The next step
+                overwrites the latents, so clone what is to be kept.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
                 Only `["latents"]`, the default: x_t in [-1, 1] with sides padded to what the network can take.
 
         Raises:
-            `ValueError`: When an argument is out of range, `image` is not a picture, or the network returns NaN.
+            `ValueError`: If an argument is out of range, `image` is not an image, or the network returns NaN.
         """
         # 1. Check inputs
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["latents"]
-        self.check_inputs(num_inference_steps, strength, output_type, callback_on_step_end_tensor_inputs)
-        self._interrupt = False
-        sources = image if isinstance(image, list | tuple) else [image]
-        pictures = self.preprocess(image)  # each [C, H, W]
+        self.check_inputs(output_type, callback_on_step_end_tensor_inputs)
 
-        # 2. Plan the walk; the call's own copy of the scheduler keeps calls from several threads apart
+        # 2. Plan the walk, on a copy of the scheduler: calls from several threads are independent
         scheduler = copy.deepcopy(self.scheduler)
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
         scheduler.set_timesteps(num_inference_steps, strength=strength)
-        # `num_timesteps` is what callbacks ask for; here it is a local variable, for the same reason
-        num_timesteps = self._num_timesteps = len(scheduler.timesteps)
+        num_timesteps = len(scheduler.timesteps)
 
-        # 3. Plan the tiles
-        batches = [list(batch) for _, batch in groupby(pictures, key=lambda picture: picture.shape[-2:])]
-        longest = max(max(picture.shape[-2:]) for picture in pictures)
+        # 3. Convert images to tensors [C, H, W], and plan their tiles
+        images = preprocess(image)
+        sizes = [tuple(tensor.shape[-2:]) for tensor in images]
         plan = {
-            "tile_size": self.config.tile_size or longest + self.spatial_multiple,
+            "tile_size": self.config.tile_size or max(map(max, sizes)) + self.spatial_multiple,
             "overlap": self.config.tile_overlap if self.config.tile_size else 0,
             "multiple": self.spatial_multiple,
         }
-        tiles = sum(
-            count_tiles(
-                *(-(-side // self.spatial_multiple) * self.spatial_multiple for side in picture.shape[-2:]), **plan
-            )
-            for picture in pictures
-        )
+        num_tiles = sum(count_tiles(*size, **plan) for size in sizes)
 
-        # 4. Walk, one batch of equal sizes after another
+        # 4. Walk, one batch of images of equal size after another
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
-        outputs = []
-        with self.progress_bar(total=tiles * num_timesteps) as progress_bar:
-            for batch in batches:
-                height, width = batch[0].shape[-2:]
-                latents = self.prepare_latents(batch)  # [B, C, H padded, W padded], in main memory
-                # x_T; in the first step it is still x_t, and the only step needs no copy of it
+        channels = self.unet.config.in_channels // factor**2
+        outputs: list[torch.Tensor] = []
+        with (
+            self._start_walk(num_timesteps) as walk,
+            self.progress_bar(total=num_tiles * num_timesteps) as progress_bar,
+        ):
+            for (height, width), group in groupby(images, key=lambda tensor: tuple(tensor.shape[-2:])):
+                batch = list(group)
+                latents = prepare_latents(batch, channels, self.spatial_multiple)
+                # x_T; in the first step it is still x_t, and a single step needs no copy of it
                 noisy = latents.clone() if num_timesteps > 1 else latents
 
                 for i, t in enumerate(scheduler.timesteps):
 
                     def step(tiles, places, t=t, noisy=noisy):
-                        if self.interrupt:
+                        if walk.interrupt:
                             return tiles
                         model_input = F.pixel_unshuffle(tiles, factor).to(device, dtype)
                         model_output = self.unet(model_input, t.to(device)).sample
@@ -452,87 +328,40 @@ class RealDenoisePipeline(DiffusionPipeline):
                     apply_tiled_(step, latents, smooth=self.receptive_field is None, **plan)
 
                     if callback_on_step_end is not None:
-                        callback_kwargs = {}
-                        for name in callback_on_step_end_tensor_inputs:
-                            callback_kwargs[name] = locals()[name]
+                        callback_kwargs = {name: latents for name in callback_on_step_end_tensor_inputs}
                         callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                        latents = callback_outputs.pop("latents", latents)
-                    if self.interrupt:
+                        if callback_outputs is not None:  # None changes nothing
+                            latents = callback_outputs.pop("latents", latents).to("cpu", torch.float32)
+                    if walk.interrupt:
                         break
 
                 if not torch.isfinite(latents.sum()):
                     raise ValueError("The network returned NaN or infinite pixels; try it in float32.")
                 latents = latents[:, :, :height, :width]
                 if output_type == "latent":
-                    outputs += list(latents)
-                elif num_timesteps == 0:
-                    # strength 0 is the picture itself, to the bit
-                    outputs += [picture.float() / white(picture) for picture in batch]
+                    outputs += latents
+                elif num_timesteps == 0:  # strength 0 is the image itself, to the bit
+                    outputs += [tensor.float() / white(tensor) for tensor in batch]
                 else:
-                    latents = latents.add_(1).mul_(0.5).clamp_(0, 1)
-                    outputs += [self.postprocess(picture, x) for picture, x in zip(batch, latents, strict=True)]
+                    outputs += [postprocess(latent, tensor) for latent, tensor in zip(latents, batch, strict=True)]
 
-        # 5. Give back what came in
-        if output_type == "pil":
-            images = [self.to_pil(picture, output) for picture, output in zip(pictures, outputs, strict=True)]
-            if all(isinstance(source, Image.Image) for source in sources):
-                for source, result in zip(sources, images, strict=True):
-                    kept = {"exif", "dpi"}
-                    if source.mode not in ("CMYK", "YCbCr", "LAB", "HSV"):  # whose profile does not describe RGB
-                        kept.add("icc_profile")
-                    result.info.update({k: v for k, v in source.info.items() if k in kept})
-        elif output_type == "np":
-            images = stack([output.movedim(0, -1).numpy() for output in outputs], np.stack)
-        else:
-            images = stack(outputs, torch.stack)
+        # 5. Return images of the kind that was asked for
+        results = to_output_type(outputs, images, image, output_type)
 
         # Offload all models
         self.maybe_free_model_hooks()
 
         if not return_dict:
-            return (images,)
-        return ImagePipelineOutput(images=images)
-
-    @staticmethod
-    def to_pil(picture: torch.Tensor, output: torch.Tensor) -> Image.Image:
-        """The result `[C, H, W]` in [0, 1] as PIL: 16 bits for grey pictures of 16 bits, else 8, all that PIL has."""
-        array = output.movedim(0, -1).numpy()
-        if picture.dtype == torch.uint16 and len(output) == 1:
-            return Image.fromarray((array[..., 0] * 65535).round().astype(np.uint16))
-        array = (array * 255).round().astype(np.uint8)
-        return Image.fromarray(array[..., 0] if len(output) == 1 else array)
+            return (results,)
+        return ImagePipelineOutput(images=results)
 
 
-def colour_channels(picture: torch.Tensor) -> int:
-    """1 for grey and grey with alpha, 3 for RGB and RGB with alpha."""
-    return 1 if len(picture) < 3 else 3
-
-
-def white(picture: torch.Tensor) -> float:
-    """The value of white in a picture's precision."""
-    return float(torch.iinfo(picture.dtype).max) if not picture.is_floating_point() else 1.0
-
-
-def stack(pictures: list, function: Callable):
-    """One array where all have one shape, else the list; a single picture is not copied."""
-    if len(pictures) == 1:
-        return pictures[0][None]
-    return function(pictures) if len({picture.shape for picture in pictures}) == 1 else pictures
-
-
-def hub_error_reason(error: Exception) -> str:
-    """Why the Hub gave nothing, as the rest of a sentence; what its client says runs over pages."""
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    if isinstance(error, GatedRepoError):
-        return "its owners have to let you in; ask for access on its page and log in with `hf auth login`."
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repo, or it is private; log in with `hf auth login` or pass a `token`."
-    if isinstance(error, RevisionNotFoundError):
-        return "it has no such revision."
-    if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
-        return "your token does not allow it, or there is none; log in with `hf auth login` or pass another `token`."
-    if isinstance(cause, HfHubHTTPError):
-        return f"the Hub answered with HTTP status {cause.response.status_code}; try again later."
-    if isinstance(error, LocalEntryNotFoundError):
-        return "it is not all in the cache, and the Hub cannot be reached."
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def check_components(unet: Any, scheduler: Any):
+    """Raise a `ValueError` unless the pipeline can use these components."""
+    if not isinstance(getattr(unet, "_orig_mod", unet), UNet2DModel):  # _orig_mod: of a compiled network
+        raise ValueError(f"`unet` is {type(unet).__name__}, but RealDenoisePipeline needs a UNet2DModel.")
+    # by name: a pipeline loaded from a repo's own code has two copies of the class
+    if InterpolationScheduler.__name__ not in [cls.__name__ for cls in type(scheduler).__mro__]:
+        raise ValueError(
+            f"`scheduler` is {type(scheduler).__name__}, but RealDenoisePipeline needs an InterpolationScheduler."
+        )

@@ -1,4 +1,4 @@
-"""The general denoising diffusion: a straight line from clean picture to noisy photograph, and the ways back."""
+"""The general denoising diffusion: a straight line from the clean image to the noisy photograph, and the ways back."""
 
 import numbers
 from dataclasses import dataclass
@@ -13,13 +13,11 @@ from diffusers.utils import BaseOutput
 @dataclass
 class InterpolationSchedulerOutput(BaseOutput):
     """
-    Output of [`InterpolationScheduler.step`].
+    Output of [`InterpolationScheduler.step`], both of the shape of `sample`.
 
     Args:
-        prev_sample (`torch.Tensor` of the shape of `sample`):
-            x_s, the picture one step closer to the clean one; the next `sample`.
-        pred_original_sample (`torch.Tensor` of the shape of `sample`):
-            x0_hat, the clean picture as the network guesses it from x_t.
+        prev_sample (`torch.Tensor`): x_s, the image one step closer to the clean one; the next `sample`.
+        pred_original_sample (`torch.Tensor`): x0_hat, the prediction of the clean image.
     """
 
     prev_sample: torch.Tensor
@@ -28,31 +26,31 @@ class InterpolationSchedulerOutput(BaseOutput):
 
 class InterpolationScheduler(SchedulerMixin, ConfigMixin):
     """
-    Walks along x_t = (1 - alpha) x_0 + alpha x_T, alpha = t/T, from the noisy photograph x_T to the clean picture x_0.
+    Walks along x_t = (1 - alpha) x_0 + alpha x_T, alpha = t/T, from the noisy photograph x_T to the clean image x_0.
 
     The process is the general denoising diffusion of [Real-World Denoising via Diffusion
     Model](https://arxiv.org/abs/2305.04457), re-implemented from its description: x_T is the observed photograph, so
-    nothing is drawn at random. A network guesses x_0 from x_t, and a rule takes x_t to x_s, s < t:
+    nothing is drawn at random. A network predicts x_0 from x_t, and a rule takes x_t to x_s, s < t:
 
     | `step_rule` | x_s | ends on |
     | --- | --- | --- |
-    | `"origin"` | (1 - alpha_s) x0_hat + alpha_s x_T | the last guess |
-    | `"improved"` | x_t + (alpha_t - alpha_s) (x0_hat - x_T) | the step-weighted mean of all guesses |
+    | `"origin"` | (1 - alpha_s) x0_hat + alpha_s x_T | the last prediction |
+    | `"improved"` | x_t + (alpha_t - alpha_s) (x0_hat - x_T) | the step-weighted mean of all predictions |
 
-    Both agree for one step, and for a network that is always right. Errors of single guesses average out under
+    Both agree for one step, and for a network that is always right. Errors of single predictions average out under
     `"improved"`, where `"origin"` feeds each one back to the network. When x_T is not passed to [`~.step`], it is
     taken from the line through x_t and x0_hat, and both rules become an Euler step of
-    [`~diffusers.FlowMatchEulerDiscreteScheduler`]; what sets them apart is the observed x_T.
+    [`~diffusers.FlowMatchEulerDiscreteScheduler`]; the observed x_T sets them apart.
+
+    In all methods, samples are tensors of shape `[B, C, H, W]` in [-1, 1], and times are floats in [0, T], one for the
+    batch or `[B]`.
 
     Args:
-        num_train_timesteps (`int`, defaults to 1000):
-            T, the time at which the noisy photograph stands. Time t is a float in [0, T].
-        step_rule (`"improved"` or `"origin"`, defaults to `"improved"`):
-            How x_s follows from x_t, see the table.
+        num_train_timesteps (`int`, defaults to 1000): T, the time of the noisy photograph.
+        step_rule (`"improved"` or `"origin"`, defaults to `"improved"`): How x_s follows from x_t, see the table.
         prediction_type (`"sample"` or `"flow_prediction"`, defaults to `"sample"`):
             What the network returns: x0_hat itself, or the noise v = x_T - x_0, so that x0_hat = x_t - alpha v.
-        clip_sample (`bool`, defaults to `True`):
-            Clip x0_hat to [-1, 1], the range of pictures, in every step.
+        clip_sample (`bool`, defaults to `True`): Clip x0_hat to [-1, 1], the range of images, in every step.
 
     Example:
         ```py
@@ -89,30 +87,27 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         if prediction_type not in ("sample", "flow_prediction"):
             raise ValueError(f"`prediction_type` must be 'sample' or 'flow_prediction', not {prediction_type!r}.")
 
-        # x_T is a picture in [-1, 1] already, there is no noise to be scaled
-        self.init_noise_sigma = 1.0
-
-        # setable values
-        self.num_inference_steps = None
+        self.init_noise_sigma = 1.0  # x_T is an image in [-1, 1], there is no noise to scale
+        self.num_inference_steps: int | None = None
         self._set_nodes(torch.arange(num_train_timesteps, -1, -1, dtype=torch.float32))
 
     @property
     def step_index(self) -> int | None:
-        """Number of the next step, from 0 to `num_inference_steps`; `None` before the first call of [`~.step`]."""
+        """Index of the next step, from 0 to `num_inference_steps`; `None` before the first call of [`~.step`]."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """Number of the step that the walk begins with, as given to [`~.set_begin_index`]."""
+        """Index of the first step, as given to [`~.set_begin_index`]."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Says that the walk begins with this step. [`~.step`] finds its place from the timestep all the same."""
+        """Set the index of the first step, for interchangeability: [`~.step`] finds its place from the timestep."""
         self._begin_index = begin_index
         self._step_index = begin_index
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
-        """Returns `sample` as it is; for interchangeability with schedulers that scale."""
+        """Return `sample` as it is, for interchangeability with schedulers that scale."""
         return sample
 
     def set_timesteps(
@@ -123,15 +118,13 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         strength: float = 1.0,
     ):
         """
-        Sets the times to walk through: T, T (1 - 1/N), ..., T/N, then 0.
+        Set the times to walk through: T, T (1 - 1/N), ..., T/N, then 0.
 
         Args:
-            num_inference_steps (`int`, *optional*):
-                N, from 1 to T.
-            device (`str` or `torch.device`, *optional*):
-                Where `timesteps` is kept.
+            num_inference_steps (`int`, *optional*): N, from 1 to T.
+            device (`str` or `torch.device`, *optional*): Device of `timesteps`.
             timesteps (`list[float]` or `torch.Tensor`, *optional*):
-                Times of one's own instead of N: strictly descending, in (0, T]. The last step always goes to 0.
+                Custom times instead of N, strictly descending, in (0, T]. The last step always goes to 0.
             strength (`float`, defaults to 1.0):
                 Stop the walk at alpha = 1 - `strength`: 0 takes no step at all, 1 walks to the end.
 
@@ -156,16 +149,16 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
                 )
             times = T * (1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps)
 
-        # compared as they are kept: two that differ in float64 alone would be a step that leads nowhere
+        # compared in the precision they are kept in: a difference in float64 alone would be a step that leads nowhere
         times, end = times.float(), torch.tensor([T * (1 - strength)], dtype=torch.float32)
         self._set_nodes(torch.cat([times[times > end], end]).to(device))
         self.num_inference_steps = len(self.timesteps)
 
     def _set_nodes(self, nodes: torch.Tensor):
-        self._nodes = nodes  # [N + 1], descending, the last one is where the walk ends
+        self._nodes = nodes  # [N + 1], descending; the walk ends at the last one
         self.timesteps = nodes[:-1]
-        self._step_index = None
-        self._begin_index = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
 
     def _alpha(self, timestep: float | torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         alpha = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
@@ -174,14 +167,7 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
     def get_pred_original_sample(
         self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor
     ) -> torch.Tensor:
-        """
-        Undoes `prediction_type`: returns x0_hat, not clipped, in float32 and differentiable.
-
-        Args:
-            model_output (`torch.Tensor` of shape `[B, C, H, W]`): S_theta(x_t, t).
-            timestep (`float` or `torch.Tensor` of shape `[]` or `[B]`): t in [0, T].
-            sample (`torch.Tensor` of shape `[B, C, H, W]`): x_t.
-        """
+        """Return x0_hat from S_theta(x_t, t), t and x_t: unclipped, in float32 and differentiable."""
         if self.config.prediction_type == "sample":
             return model_output.float()
         return sample.float() - self._alpha(timestep, sample) * model_output.float()
@@ -196,21 +182,21 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> InterpolationSchedulerOutput | tuple:
         """
-        Goes from x_t to x_s, s being the next lower time that was set. Computes in float32.
+        Go from x_t to x_s, s being the next lower time that was set. Computes in float32.
 
-        Where the walk stands follows from `timestep` alone, so one step can be made in pieces, tile by tile.
+        The place in the walk follows from `timestep` alone, so a step can be made in pieces, tile by tile.
 
         Args:
-            model_output (`torch.Tensor` of shape `[B, C, H, W]`): S_theta(x_t, t), the network's output.
-            timestep (`float` or `torch.Tensor` of shape `[]`): t in (0, T].
-            sample (`torch.Tensor` of shape `[B, C, H, W]`): x_t, in [-1, 1].
-            noisy_sample (`torch.Tensor` of shape `[B, C, H, W]`, *optional*):
-                x_T, the observed photograph. Without it, the point where the line from x0_hat through x_t ends.
-            generator (`torch.Generator`, *optional*): Accepted for interchangeability, nothing is drawn.
-            return_dict (`bool`, defaults to `True`): Whether to return a dataclass or a tuple of the same fields.
+            model_output (`torch.Tensor`): S_theta(x_t, t), the network's output.
+            timestep (`float` or `torch.Tensor`): t in (0, T], one for the batch.
+            sample (`torch.Tensor`): x_t.
+            noisy_sample (`torch.Tensor`, *optional*):
+                x_T, the observed photograph; the end of the line from x0_hat through x_t if not given.
+            generator (`torch.Generator`, *optional*): Accepted for interchangeability; nothing is drawn at random.
+            return_dict (`bool`, defaults to `True`): Return a dataclass, or a tuple of the same fields.
 
         Raises:
-            `ValueError`: When `timestep` is not a time in (0, T] above the walk's end.
+            `ValueError`: If `timestep` is not in (0, T] and above the walk's end.
         """
         T = self.config.num_train_timesteps
         lower = (self._nodes < timestep).nonzero()
@@ -232,7 +218,7 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         if self.config.step_rule == "origin":
             x_s = degraded_s
         else:
-            # x_t + (alpha_t - alpha_s) (x0_hat - x_T) term by term, so that rounding cancels rather than adds up
+            # x_t + (alpha_t - alpha_s) (x0_hat - x_T) term by term, so that rounding errors cancel
             degraded_t = (1 - alpha_t) * x0_hat + alpha_t * x_T
             x_s = x_t - degraded_t + degraded_s
 
@@ -245,14 +231,7 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: float | torch.Tensor
     ) -> torch.Tensor:
-        """
-        The forward process, x_t = (1 - alpha) x_0 + alpha x_T.
-
-        Args:
-            original_samples (`torch.Tensor` of shape `[B, C, H, W]`): x_0, the clean pictures.
-            noise (`torch.Tensor` of shape `[B, C, H, W]`): x_T, the whole noisy photographs (not the noise alone).
-            timesteps (`float` or `torch.Tensor` of shape `[]` or `[B]`): t in [0, T].
-        """
+        """Return x_t = (1 - alpha) x_0 + alpha x_T, the forward process. `noise` is the whole noisy photograph x_T."""
         alpha = self._alpha(timesteps, original_samples).to(original_samples.dtype)
         return (1 - alpha) * original_samples + alpha * noise
 

@@ -1,4 +1,4 @@
-"""Cut a picture into overlapping tiles, change each, and put them together again in the place of the picture."""
+"""Cut an image into overlapping tiles, change each, and put them together again in place of the image."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,13 @@ import torch
 
 def plan_tiles(size: int, tile_size: int, overlap: int, multiple: int = 1) -> tuple[int, list[int]]:
     """
-    Places tiles along one side of a picture.
-
-    Tiles are as few as `tile_size` allows and then as small as they can be, so that little is computed twice.
+    Place tiles along one side of an image: as few as `tile_size` allows, and then as small as possible.
 
     Args:
-        size (`int`): Length of the side in pixels, a multiple of `multiple`.
+        size (`int`): Length of the side in pixels, rounded up to a multiple of `multiple`.
         tile_size (`int`): Largest length of a tile.
-        overlap (`int`): Pixels that two neighbours share at the least, at most half of `tile_size`.
-        multiple (`int`, defaults to 1): Tiles begin at, and are as long as, multiples of this.
+        overlap (`int`): Pixels that two neighbours share at least, at most half of `tile_size`.
+        multiple (`int`, defaults to 1): Tiles begin at multiples of this, and their length is one.
 
     Returns:
         `tuple[int, list[int]]`: Length of every tile, and where each begins.
@@ -29,6 +27,7 @@ def plan_tiles(size: int, tile_size: int, overlap: int, multiple: int = 1) -> tu
 
         ```
     """
+    size = -(-size // multiple) * multiple
     tile_size = tile_size // multiple * multiple
     overlap = -(-overlap // multiple) * multiple
     if size <= tile_size:
@@ -40,7 +39,7 @@ def plan_tiles(size: int, tile_size: int, overlap: int, multiple: int = 1) -> tu
 
 def tile_weights(size: int, tile: int, starts: list[int], overlap: int, smooth: bool) -> torch.Tensor:
     """
-    Shares of the tiles in each pixel along one side; over all tiles they add up to 1.
+    Return the weights of the tiles in each pixel along one side; over all tiles they add up to 1.
 
     Args:
         size, tile, starts: The side's length and the plan of [`plan_tiles`].
@@ -54,7 +53,7 @@ def tile_weights(size: int, tile: int, starts: list[int], overlap: int, smooth: 
     position = torch.arange(size)
     start = torch.tensor(starts)[:, None]
     before, after = position - start, start + tile - 1 - position
-    # the picture's own borders are not borders of a tile
+    # the image's own borders are not borders of a tile
     before = torch.where(start == 0, before + size, before)
     after = torch.where(start + tile == size, after + size, after)
     depth = torch.minimum(before, after)  # [tiles, size], negative outside of a tile
@@ -70,14 +69,14 @@ def tile_weights(size: int, tile: int, starts: list[int], overlap: int, smooth: 
 
 
 def count_tiles(height: int, width: int, tile_size: int, overlap: int, multiple: int = 1) -> int:
-    """Number of tiles that [`apply_tiled_`] makes of a picture."""
+    """Return the number of tiles that [`apply_tiled_`] makes of an image."""
     rows, columns = (plan_tiles(size, tile_size, overlap, multiple)[1] for size in (height, width))
     return len(rows) * len(columns)
 
 
 def apply_tiled_(
     function: Callable[[torch.Tensor, list[tuple[slice, ...]]], torch.Tensor],
-    picture: torch.Tensor,
+    image: torch.Tensor,
     tile_size: int,
     overlap: int,
     multiple: int = 1,
@@ -85,31 +84,30 @@ def apply_tiled_(
     max_batch_pixels: int = 2**20,
 ) -> torch.Tensor:
     """
-    Replaces `picture` by `function` of it, tile by tile, in place.
+    Replace `image` by `function` of it, tile by tile, in place.
 
-    Beside the picture there is never more than one row of tiles in memory: a row of pixels is overwritten once no tile
+    Besides the image there is never more than one row of tiles in memory: a row of pixels is overwritten once no tile
     needs it any more.
 
     Args:
-        function: Called with a batch of tiles `[N, C, h, w]` and the list of the N places in `picture` that they were
-            cut from, each an index that gives a `[1, C, h, w]` view of anything of the picture's size. Returns the
-            changed tiles in the same shape.
-        picture (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
+        function: Called with a batch of tiles `[N, C, h, w]` and the N places in `image` that they were cut from, each
+            an index that gives a `[1, C, h, w]` view of any tensor of the image's size. Returns the changed tiles.
+        image (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
         tile_size, overlap, multiple: See [`plan_tiles`].
         smooth (`bool`, defaults to `False`): See [`tile_weights`].
-        max_batch_pixels (`int`, defaults to 1048576): Tiles are batched up to this many pixels.
+        max_batch_pixels (`int`, defaults to 1048576): Tiles are batched up to this number of pixels.
 
     Returns:
-        `torch.Tensor`: `picture`.
+        `torch.Tensor`: `image`.
     """
-    batch, _, height, width = picture.shape
+    batch, _, height, width = image.shape
     tile_height, tops = plan_tiles(height, tile_size, overlap, multiple)
     tile_width, lefts = plan_tiles(width, tile_size, overlap, multiple)
     row_weights = tile_weights(height, tile_height, tops, overlap, smooth)
     column_weights = tile_weights(width, tile_width, lefts, overlap, smooth)
     batch_size = max(1, max_batch_pixels // (tile_height * tile_width))
 
-    carried = picture[:, :, :0]  # what the rows of tiles above gave to the pixels of this row
+    carried = image[:, :, :0]  # what the rows of tiles above gave to the pixels of this row
     for row, top in enumerate(tops):
         places = [
             (slice(b, b + 1), slice(None), slice(top, top + tile_height), slice(left, left + tile_width))
@@ -117,14 +115,14 @@ def apply_tiled_(
             for left in lefts
         ]
         weights = row_weights[row][:, None] * column_weights[:, None, :]  # [columns, h, w]
-        band = torch.zeros_like(picture[:, :, top : top + tile_height])
+        band = torch.zeros_like(image[:, :, top : top + tile_height])
         band[:, :, : carried.shape[2]] = carried
         for i in range(0, len(places), batch_size):
-            chosen = places[i : i + batch_size]
-            tiles = function(torch.cat([picture[place] for place in chosen]), chosen)
-            for j, (tile, (b, _, _, columns)) in enumerate(zip(tiles, chosen, strict=True), start=i):
+            batch_places = places[i : i + batch_size]
+            tiles = function(torch.cat([image[place] for place in batch_places]), batch_places)
+            for j, (tile, (b, _, _, columns)) in enumerate(zip(tiles, batch_places, strict=True), start=i):
                 band[b, :, :, columns] += weights[j % len(lefts)] * tile
         done = (tops[row + 1] if row + 1 < len(tops) else height) - top
-        picture[:, :, top : top + done] = band[:, :, :done]
+        image[:, :, top : top + done] = band[:, :, :done]
         carried = band[:, :, done:]
-    return picture
+    return image

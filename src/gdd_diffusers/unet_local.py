@@ -1,4 +1,4 @@
-"""A UNet2DModel whose every output pixel depends on a known neighbourhood only, so that it can be tiled exactly."""
+"""A UNet2DModel whose output pixels each depend on a known neighbourhood only, so that it can be tiled exactly."""
 
 import functools
 
@@ -10,9 +10,10 @@ from torch import nn
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 whatever comes in.
+    """
+    Computes in float32 whatever comes in.
 
-    bfloat16 has steps of 1/128 around 1: a picture written by a bfloat16 convolution is visibly posterised.
+    bfloat16 has steps of 1/128 around 1: an image written by a bfloat16 convolution is visibly posterised.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -25,12 +26,11 @@ class LocalUNet2DModel(UNet2DModel):
     """
     A [`~diffusers.UNet2DModel`] without normalisation, of the same configuration and the same parameter names.
 
-    GroupNorm takes its mean and variance over the whole input, which makes each picture size, and each tile, a
-    slightly different network, and tiles show. Without it a pixel depends on its receptive field alone, see
-    [`~.receptive_field`]. What GroupNorm does for training is done by the start: every residual branch ends in
-    a convolution of zeros, so the network begins as a sum of identities.
-
-    The last convolution computes and returns float32 in a network of any dtype, since its output is the picture.
+    GroupNorm takes its mean and variance over the whole input, so every image size, and every tile, gets a slightly
+    different network, and tiles show. Without it a pixel depends on its receptive field alone. What GroupNorm does for
+    training is done by the initialisation: every residual branch ends in a convolution of zeros, so the network begins
+    as a sum of identities. The last convolution computes and returns float32 in a network of any dtype, since its
+    output is the image.
 
     Args:
         **kwargs: As for [`~diffusers.UNet2DModel`], with blocks of convolutions only: `down_block_types` and
@@ -38,7 +38,7 @@ class LocalUNet2DModel(UNet2DModel):
             layers. `norm_num_groups` must divide the block widths, although there is no norm.
 
     Raises:
-        `ValueError`: When the configuration asks for anything that looks beyond a neighbourhood.
+        `ValueError`: If a part of the configuration sees beyond a neighbourhood.
 
     Example:
         ```py
@@ -61,10 +61,10 @@ class LocalUNet2DModel(UNet2DModel):
         ```
     """
 
-    # from_pretrained(..., dtype=torch.bfloat16) then leaves the weights that write the picture unrounded
+    # from_pretrained(..., dtype=torch.bfloat16) then does not round the weights that write the image
     _keep_in_fp32_modules = ["conv_out"]
 
-    # wraps: the configuration is that of UNet2DModel, and diffusers reads its names from this signature
+    # diffusers reads the names of the configuration, which is that of UNet2DModel, from this signature
     @functools.wraps(UNet2DModel.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -98,10 +98,10 @@ class LocalUNet2DModel(UNet2DModel):
     @functools.cached_property
     def receptive_field(self) -> int:
         """
-        How many pixels an output pixel sees to each side at the most, in pixels of the network's own input.
+        Largest distance, in pixels of the network's own input, at which an input pixel changes an output pixel.
 
-        Computed along one axis: `first` and `last` hold, for each pixel of a layer, the ends of the interval of input
-        pixels that it depends on, and go through the network as the picture does.
+        Computed along one axis: the ends of the interval of input pixels that each pixel of a layer depends on go
+        through the network as the image does.
         """
 
         def convolve(interval, stride=1):
@@ -135,5 +135,5 @@ class LocalUNet2DModel(UNet2DModel):
                 interval = convolve([np.repeat(ends, 2) for ends in interval])
         first, last = convolve(interval)
 
-        middle = slice(size // 2, size // 2 + self.spatial_multiple)  # every position relative to the sampling grid
+        middle = slice(size // 2, size // 2 + self.spatial_multiple)  # all positions on the sampling grid
         return int(max((positions - first)[middle].max(), (last - positions)[middle].max()))
