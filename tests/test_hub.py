@@ -23,13 +23,6 @@ from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publis
 
 
 MODULES = ["pipeline_real_denoise", "image_processor", "scheduling_interpolation", "tiling", "unet_local"]
-    "pipeline_real_denoise",
-    "image_processor",
-    "scheduling_interpolation",
-    "tiling",
-    "unet_local",
-    "hub/loading",
-]
 CODE = [f"{module}.py" for module in [*MODULES, "hub/loading"]]
 
 # What every client begins with: `run(pipe)` gives three steps on a picture of several tiles.
