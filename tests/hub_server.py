@@ -163,6 +163,9 @@ class Handler(BaseHTTPRequestHandler):
             repos[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         self.answer({"url": f"{self.server.hub.url}/{name}"}, 409 if exists else 200)
 
+    def whoami(self, body):
+        self.answer({"type": "user", "name": "me"} if self.is_known() else {}, 200 if self.is_known() else 401)
+
     def validate_yaml(self, body):
         self.answer({"errors": [], "warnings": []})
 
@@ -209,6 +212,7 @@ class Handler(BaseHTTPRequestHandler):
     ROUTES = {
         r"/api/repos/create": create,
         r"/api/validate-yaml": validate_yaml,
+        r"/api/whoami-v2": whoami,
         rf"/api/models/{NAME}/preupload/(.+)": preupload,
         rf"/api/models/{NAME}/commit/(.+)": commit,
         rf"/api/models/{NAME}/tree/([^/]+)": tree,

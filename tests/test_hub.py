@@ -56,7 +56,11 @@ for arguments in (["org/dry", "--dry-run"], ["org/gdd"]):
 # A pipeline
 pipe = RealDenoisePipeline.from_pretrained(folder)
 pipe.save_pretrained(files, push_to_hub=True, repo_id="org/pushed", private=True)  # calls pipe.push_to_hub
-print(json.dumps({"pushed": True}))
+pipe.save_pretrained(Path(folder), push_to_hub=True)  # under the folder's name, in one's own namespace
+try:
+    pipe.push_to_hub("gdd", token="hf_wrong")
+except OSError as error:
+    print(json.dumps({"pushed": str(error)}))
 
 # Again and again: the parts that have been checked above, without the check
 def upload(card, **kwargs):
@@ -130,6 +134,7 @@ print(json.dumps(said, default=bool))
 
 WITHOUT_PACKAGE = """
 sys.modules["gdd_diffusers"] = None
+from diffusers import DDPMScheduler
 def load(**kwargs):
     return DiffusionPipeline.from_pretrained("org/gdd", trust_remote_code=True, **kwargs)
 sha, output = sys.argv[1:]
@@ -137,10 +142,15 @@ pipe = load()
 np.savez(
     output, main=run(pipe), pinned=run(load(revision=sha)), fp16=run(load(variant="fp16", dtype=torch.float16))
 )
+shared = type(pipe).from_pipe(pipe).unet is pipe.unet
+try:
+    type(pipe)(pipe.unet, DDPMScheduler())
+except ValueError as error:
+    print(json.dumps([type(pipe).__module__, pipe.receptive_field, shared, str(error)]))
 try:
     pipe.push_to_hub("org/copy")
 except ImportError as error:
-    print(json.dumps([type(pipe).__module__, pipe.receptive_field, str(error)]))
+    print(json.dumps(str(error)))
 """
 
 OFFLINE = (
@@ -317,14 +327,22 @@ def test_published_by_the_command(world, author):
 
 
 def test_published_pipeline_is_the_same_repo_and_private(world, author):
-    assert author[2] == {"pushed": True}
+    assert author[2] == {
+        "pushed": "Could not publish gdd: your token does not allow it, or there is none; log in with `hf auth login` "
+        "or pass another `token`."
+    }
     assert world.hub.repos["org/pushed"].private and not world.hub.repos["org/gdd"].private
     pushed, published = world.files("org/pushed"), world.files("org/gdd")
     assert all(pushed[path] == published[path] for path in pushed if path != "README.md")
 
 
+def test_pushed_without_a_name_it_has_that_of_the_folder(world, author):
+    pushed, published = world.files("me/my-gdd"), world.files("org/gdd")
+    assert all(pushed[path] == published[path] for path in pushed if path != "README.md")
+
+
 def test_nothing_of_the_author_is_published(world, author):
-    for name in ("org/gdd", "org/pushed", "org/again"):
+    for name in ("org/gdd", "org/pushed", "org/again", "me/my-gdd"):
         for path, content in world.files(name).items():
             for secret in (TOKEN, str(world.folder), str(Path.home()), str(Path.cwd()), "/tmp/"):
                 assert secret.encode() not in content
@@ -436,9 +454,10 @@ def test_offline_from_the_cache(world, reader):
 
 
 def test_loaded_without_the_package(world, reader, stranger):
-    ((module, receptive_field, refusal),) = world.finish(stranger)
+    (module, receptive_field, shared, wrong_scheduler), refusal = world.finish(stranger)
     assert module.startswith("diffusers_modules.") and "gdd-diffusers" in refusal
     assert receptive_field == world.pipe.receptive_field  # so tiles are cut and joined in the same way
+    assert shared and "needs an InterpolationScheduler" in wrong_scheduler
     loaded = np.load(world.folder / "stranger.npz")
     assert all(np.array_equal(loaded[name], world.expected()) for name in ("main", "pinned"))
     assert np.array_equal(loaded["fp16"], reader[0]["fp16"])

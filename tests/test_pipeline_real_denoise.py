@@ -1,11 +1,13 @@
+import copy
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_pipeline, make_unet
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from torch.testing import assert_close
@@ -396,6 +398,31 @@ def test_callback_gets_only_what_it_asked_for(pipe):
     pipe(random_picture("L"), callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[])
 
 
+def test_callback_that_returns_nothing_changes_nothing(pipe):
+    picture, steps = torch.rand(1, 3, 32, 32), []
+    expected = pipe(picture, num_inference_steps=2, output_type="pt").images
+    callback = lambda pipeline, i, t, callback_kwargs: steps.append(i)  # noqa: E731
+    result = pipe(picture, num_inference_steps=2, output_type="pt", callback_on_step_end=callback).images
+    assert steps == [0, 1] and torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_callback_may_return_latents_of_another_dtype(pipe, dtype):
+    def callback(pipeline, i, t, callback_kwargs):
+        return {"latents": callback_kwargs["latents"].to(dtype)}
+
+    picture = torch.rand(1, 3, 32, 32)
+    result = pipe(picture, num_inference_steps=2, output_type="pt", callback_on_step_end=callback).images
+    assert result.dtype == torch.float32
+    assert_close(result, pipe(picture, num_inference_steps=2, output_type="pt").images, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("returned", [True, {"latents": torch.zeros(1, 3, 8, 8)}, {"latents": None}])
+def test_what_a_callback_may_not_return_is_said(pipe, returned):
+    with pytest.raises(ValueError, match="`callback_on_step_end` must return"):
+        pipe(torch.rand(1, 3, 32, 32), callback_on_step_end=lambda *arguments: returned)
+
+
 def test_callback_object(pipe):
     class Halve(PipelineCallback):
         tensor_inputs = ["latents"]
@@ -447,6 +474,72 @@ def test_threads_give_what_serial_calls_give(pipe):
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(serial, pool.map(run, jobs), strict=True):
             assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_threads_do_not_interrupt_each_other(pipe):
+    """While one call is in its first step, another begins, is interrupted and ends."""
+    picture, begun, ended = torch.rand(1, 3, 32, 32), threading.Event(), threading.Event()
+    seen = []
+
+    def wait(pipeline, i, t, callback_kwargs):
+        begun.set()
+        assert ended.wait(60)
+        seen.append((pipeline.num_timesteps, pipeline.interrupt))
+        return callback_kwargs
+
+    def interrupt(pipeline, i, t, callback_kwargs):
+        pipe._interrupt = True
+        return callback_kwargs
+
+    expected = pipe(picture, num_inference_steps=3, output_type="pt").images
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(pipe, picture, num_inference_steps=3, output_type="pt", callback_on_step_end=wait)
+        assert begun.wait(60)
+        stopped = pipe(picture, num_inference_steps=2, output_type="pt", callback_on_step_end=interrupt).images
+        ended.set()
+        assert torch.equal(call.result().images, expected)
+    assert seen == [(3, False)] * 3
+    assert torch.equal(stopped, pipe(picture, num_inference_steps=2, strength=0.5, output_type="pt").images)
+
+
+def test_a_call_does_not_undo_the_interrupt_of_another(pipe):
+    """An interrupted call stops although another call begins before its next step."""
+    picture, steps = torch.rand(1, 3, 32, 32), []
+
+    def interrupt(pipeline, i, t, callback_kwargs):
+        steps.append(i)
+        pipe._interrupt = True
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(pipe, picture).result()
+        pipe(picture)  # and so does one within the callback
+        return callback_kwargs
+
+    pipe(picture, num_inference_steps=4, callback_on_step_end=interrupt)
+    assert steps == [0]
+
+
+def test_interrupt_from_outside_stops_every_call(pipe):
+    picture, begun, steps = torch.rand(1, 3, 32, 32), threading.Barrier(3), []
+
+    def wait(pipeline, i, t, callback_kwargs):
+        steps.append(i)
+        for _ in range(2):
+            begun.wait(60)
+        return callback_kwargs
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(pipe, picture, num_inference_steps=9, callback_on_step_end=wait) for _ in range(2)]
+        begun.wait(60)
+        pipe._interrupt = True
+        begun.wait(60)
+        for call in calls:
+            call.result()
+    assert steps == [0, 0]
+
+
+def test_a_pipeline_can_be_copied(pipe):
+    picture = torch.rand(1, 3, 32, 32)
+    assert torch.equal(*(p(picture, output_type="pt").images for p in (pipe, copy.deepcopy(pipe))))
 
 
 def test_scheduler_is_not_changed_by_a_call(pipe):
@@ -555,3 +648,56 @@ def test_offloaded_network_runs_and_goes_back():
     pipe.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
         assert_close(pipe(picture, output_type="pt").images, expected)
+
+
+# Components
+
+
+@pytest.mark.parametrize("kind", ["pipe", "plain_pipe"])
+def test_from_pipe_shares_the_components_and_the_configuration(request, kind):
+    pipe = request.getfixturevalue(kind)
+    again = RealDenoisePipeline.from_pipe(pipe, default_num_inference_steps=3)
+    assert again.unet is pipe.unet and again.scheduler is pipe.scheduler
+    names = ("pixel_unshuffle", "tile_size", "tile_overlap")
+    assert [again.config[name] for name in names] == [pipe.config[name] for name in names]
+    assert again.config.default_num_inference_steps == 3
+
+
+def test_from_pipe_takes_another_network(pipe):
+    unet = make_unet(pixel_unshuffle=2)
+    assert RealDenoisePipeline.from_pipe(pipe, unet=unet).unet is unet
+
+
+def test_from_pipe_of_another_kind_is_refused():
+    pipe = DDPMPipeline(make_unet(UNet2DModel), DDPMScheduler())
+    with pytest.raises(ValueError, match="`scheduler` is DDPMScheduler, but RealDenoisePipeline needs an Interp"):
+        RealDenoisePipeline.from_pipe(pipe)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [None, DDPMScheduler(), FlowMatchEulerDiscreteScheduler()], ids=lambda s: type(s).__name__
+)
+def test_a_scheduler_of_another_kind_is_refused(scheduler):
+    with pytest.raises(ValueError, match="`scheduler` is .*, but RealDenoisePipeline needs an InterpolationScheduler"):
+        RealDenoisePipeline(make_unet(), scheduler)
+
+
+def test_a_scheduler_of_another_kind_that_is_assigned_is_refused_by_the_call():
+    pipe = make_pipeline()
+    pipe.scheduler = DDPMScheduler()
+    with pytest.raises(ValueError, match="`scheduler` is DDPMScheduler"):
+        pipe(random_picture("RGB"))
+
+
+@pytest.mark.parametrize("unet", [None, torch.nn.Conv2d(3, 3, 1)], ids=lambda u: type(u).__name__)
+def test_a_network_of_another_kind_is_refused(unet):
+    with pytest.raises(ValueError, match="`unet` is .*, but RealDenoisePipeline needs a UNet2DModel"):
+        RealDenoisePipeline(unet, InterpolationScheduler())
+
+
+def test_subclasses_and_compiled_networks_are_accepted():
+    class Scheduler(InterpolationScheduler):
+        pass
+
+    pipe = RealDenoisePipeline(torch.compile(make_unet(), backend="eager"), Scheduler())
+    assert pipe(random_picture("L", (16, 16))).images[0].mode == "L"

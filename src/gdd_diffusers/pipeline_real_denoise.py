@@ -329,9 +329,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
                     if callback_on_step_end is not None:
                         callback_kwargs = {name: latents for name in callback_on_step_end_tensor_inputs}
-                        callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                        if callback_outputs is not None:  # None changes nothing
-                            latents = callback_outputs.pop("latents", latents).to("cpu", torch.float32)
+                        latents = read_latents(callback_on_step_end(self, i, t, callback_kwargs), latents)
                     if walk.interrupt:
                         break
 
@@ -354,6 +352,19 @@ class RealDenoisePipeline(DiffusionPipeline):
         if not return_dict:
             return (results,)
         return ImagePipelineOutput(images=results)
+
+
+def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the latents that a callback has returned, if any."""
+    if callback_outputs is None:
+        return latents
+    new = callback_outputs.get("latents", latents) if isinstance(callback_outputs, dict) else None
+    if not isinstance(new, torch.Tensor) or new.shape != latents.shape:
+        raise ValueError(
+            "`callback_on_step_end` must return nothing or a dictionary, whose `latents`, if any, have the shape "
+            f"{tuple(latents.shape)}."
+        )
+    return new.to("cpu", torch.float32)
 
 
 def check_components(unet: Any, scheduler: Any):

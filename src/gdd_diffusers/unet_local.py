@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import torch
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401 - diffusers looks ModelMixin up in the module of a model
 from diffusers.models.resnet import ResnetBlock2D
@@ -95,45 +94,24 @@ class LocalUNet2DModel(UNet2DModel):
         """Sides of the input must be multiples of this."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    @functools.cached_property
+    @property
     def receptive_field(self) -> int:
-        """
-        Largest distance, in pixels of the network's own input, at which an input pixel changes an output pixel.
-
-        Computed along one axis: the ends of the interval of input pixels that each pixel of a layer depends on go
-        through the network as the image does.
-        """
-
-        def convolve(interval, stride=1):
-            first, last = (np.pad(ends, 1, mode="edge") for ends in interval)
-            return first[:-2:stride], last[2::stride]
-
-        def resnet(interval):
-            return convolve(convolve(interval))
-
-        num_levels, num_layers = len(self.config.block_out_channels), self.config.layers_per_block
-        size = 64 * (num_layers + 1) * self.spatial_multiple  # wide enough for the middle to be far from the borders
-        positions = np.arange(size)
-
-        interval = convolve((positions, positions))
-        skips = [interval]
-        for level in range(num_levels):
-            for _ in range(num_layers):
-                interval = resnet(interval)
-                skips.append(interval)
-            if level < num_levels - 1:
-                interval = convolve(interval, stride=2)
-                skips.append(interval)
-        if self.mid_block is not None:
-            for _ in self.mid_block.resnets:
-                interval = resnet(interval)
-        for level in range(num_levels):
-            for _ in range(num_layers + 1):
-                skip = skips.pop()
-                interval = resnet((np.minimum(interval[0], skip[0]), np.maximum(interval[1], skip[1])))
-            if level < num_levels - 1:
-                interval = convolve([np.repeat(ends, 2) for ends in interval])
-        first, last = convolve(interval)
-
-        middle = slice(size // 2, size // 2 + self.spatial_multiple)  # all positions on the sampling grid
-        return int(max((positions - first)[middle].max(), (last - positions)[middle].max()))
+        """Largest distance, in pixels of the network's own input, at which an input pixel changes an output pixel."""
+        levels, layers = len(self.config.block_out_channels), self.config.layers_per_block
+        middle = 0 if self.mid_block is None else len(self.mid_block.resnets)
+        radius = 0
+        for position in range(self.spatial_multiple):  # on the sampling grid
+            # back through the deepest layers, along one axis: skip connections see less
+            first, last = position - 1, position + 1  # the last convolution
+            for level in range(levels):
+                first, last = first - 2 * (layers + 1), last + 2 * (layers + 1)  # two convolutions each
+                if level < levels - 1:  # the convolution after upsampling
+                    first, last = (first - 1) // 2, (last + 1) // 2
+            first, last = first - 2 * middle, last + 2 * middle
+            for level in range(levels):
+                first, last = first - 2 * layers, last + 2 * layers
+                if level < levels - 1:  # the convolution that downsamples
+                    first, last = 2 * first - 1, 2 * last + 1
+            first, last = first - 1, last + 1  # the first convolution
+            radius = max(radius, position - first, last - position)
+        return radius
