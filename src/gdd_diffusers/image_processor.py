@@ -19,10 +19,8 @@ def pixels_to_tensor(pixels: np.ndarray) -> torch.Tensor:
     Convert an image to the layout and range of torch.
 
     Args:
-        pixels (`np.ndarray` of shape `[..., H, W, C]`): uint8, uint16, or float in [0, 1].
-
-    Returns:
-        `torch.Tensor` of shape `[..., C, H, W]`: float32 in [0, 1].
+        pixels (`np.ndarray` of shape `[..., H, W, C]`): uint8, uint16, or float in [0, 1]; returned as float32
+            `[..., C, H, W]` in [0, 1].
 
     Example:
         ```py
@@ -43,11 +41,8 @@ def tensor_to_pixels(image: torch.Tensor, dtype: type = np.uint8) -> np.ndarray:
     Convert a tensor to an image of integers, clipped and rounded.
 
     Args:
-        image (`torch.Tensor` of shape `[..., C, H, W]`): float in [0, 1].
+        image (`torch.Tensor` of shape `[..., C, H, W]`): float in [0, 1]; returned as `[..., H, W, C]`.
         dtype (`type`, defaults to `np.uint8`): `np.uint8` or `np.uint16`.
-
-    Returns:
-        `np.ndarray` of shape `[..., H, W, C]`.
 
     Example:
         ```py

@@ -46,9 +46,6 @@ class RealDenoisePipeline(DiffusionPipeline):
         tile_overlap (`int`, defaults to 48):
             Pixels that neighbouring tiles share, at most half of `tile_size`. Half of it is discarded at each border.
 
-    Raises:
-        `ValueError`: If a component has the wrong class, or the network the wrong number of channels.
-
     Example:
         ```py
         >>> from PIL import Image
@@ -96,11 +93,8 @@ class RealDenoisePipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
         """
-        Load a pipeline from a folder, a Hub repo, or, without an argument, the weights that come with the package.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*): A folder or a repo id.
-            **kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]: `revision`, `variant`, `dtype`...
+        Load a pipeline as [`~diffusers.DiffusionPipeline.from_pretrained`] does: from a folder, a Hub repo, or, without
+        an argument, the weights that come with the package.
         """
         return super().from_pretrained(str(pretrained_model_name_or_path or BUNDLED), **kwargs)
 
@@ -141,11 +135,8 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """
-        Publish the pipeline as a repo that anyone can load, with this package or without it.
-
-        Args:
-            repo_id (`str`): `ORG/NAME`, or `NAME` for a repo of one's own.
-            **kwargs: As for [`~gdd_diffusers.hub.publish`].
+        Publish the pipeline as [`~gdd_diffusers.hub.publish`] does, as a repo that anyone can load with this package or
+        without it. `repo_id` is `ORG/NAME`, or `NAME` for a repo of one's own.
         """
         try:
             from . import hub
@@ -161,11 +152,8 @@ class RealDenoisePipeline(DiffusionPipeline):
         """
         Denoise images larger than `tile_size` in tiles. Saved with the pipeline.
 
-        Args:
-            tile_size (`int`, defaults to 512): Largest side of a tile in pixels.
-            tile_overlap (`int`, *optional*): Pixels that neighbours share, at most half of `tile_size`; the pipeline's
-                own if not given. From twice [`~.receptive_field`] on, the result of one step is that of the whole
-                image to float rounding.
+        With an overlap, by default that of the pipeline, from twice [`~.receptive_field`] on, the result of one step
+        is that of the whole image to float rounding.
 
         Raises:
             `ValueError`: If the tile is smaller than the network allows, or than twice the overlap.
@@ -283,9 +271,9 @@ class RealDenoisePipeline(DiffusionPipeline):
         self.check_inputs(output_type, callback_on_step_end_tensor_inputs)
 
         # 2. Plan the walk, on a copy of the scheduler: calls from several threads are independent
-        scheduler = copy.deepcopy(self.scheduler)
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
+        scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(num_inference_steps, strength=strength)
         num_timesteps = len(scheduler.timesteps)
 
@@ -303,10 +291,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
         channels = self.unet.config.in_channels // factor**2
         outputs: list[torch.Tensor] = []
-        with (
-            self._start_walk(num_timesteps) as walk,
-            self.progress_bar(total=num_tiles * num_timesteps) as progress_bar,
-        ):
+        with self._start_walk(num_timesteps) as walk, self.progress_bar(total=num_tiles * num_timesteps) as bar:
             for (height, width), group in groupby(images, key=lambda tensor: tuple(tensor.shape[-2:])):
                 batch = list(group)
                 latents = prepare_latents(batch, channels, self.spatial_multiple)
@@ -322,7 +307,7 @@ class RealDenoisePipeline(DiffusionPipeline):
                         model_output = self.unet(model_input, t.to(device)).sample
                         model_output = F.pixel_shuffle(model_output.to("cpu", torch.float32), factor)
                         noisy_tiles = torch.cat([noisy[place] for place in places])
-                        progress_bar.update(len(places))
+                        bar.update(len(places))
                         return scheduler.step(model_output, t, tiles, noisy_tiles).prev_sample
 
                     apply_tiled_(step, latents, smooth=self.receptive_field is None, **plan)
@@ -360,10 +345,7 @@ def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
         return latents
     new = callback_outputs.get("latents", latents) if isinstance(callback_outputs, dict) else None
     if not isinstance(new, torch.Tensor) or new.shape != latents.shape:
-        raise ValueError(
-            "`callback_on_step_end` must return nothing or a dictionary, whose `latents`, if any, have the shape "
-            f"{tuple(latents.shape)}."
-        )
+        raise ValueError(f"`callback_on_step_end` must return `None` or `latents` of shape {tuple(latents.shape)}.")
     return new.to("cpu", torch.float32)
 
 

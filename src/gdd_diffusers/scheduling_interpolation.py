@@ -71,8 +71,10 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         ```
     """
 
-    _compatibles = []
+    _compatibles: list[str] = []
     order = 1
+    _step_index: int | None
+    _begin_index: int | None
 
     @register_to_config
     def __init__(
@@ -157,8 +159,8 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
     def _set_nodes(self, nodes: torch.Tensor):
         self._nodes = nodes  # [N + 1], descending; the walk ends at the last one
         self.timesteps = nodes[:-1]
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
+        self._step_index = None
+        self._begin_index = None
 
     def _alpha(self, timestep: float | torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         alpha = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps

@@ -96,9 +96,6 @@ def apply_tiled_(
         tile_size, overlap, multiple: See [`plan_tiles`].
         smooth (`bool`, defaults to `False`): See [`tile_weights`].
         max_batch_pixels (`int`, defaults to 1048576): Tiles are batched up to this number of pixels.
-
-    Returns:
-        `torch.Tensor`: `image`.
     """
     batch, _, height, width = image.shape
     tile_height, tops = plan_tiles(height, tile_size, overlap, multiple)
@@ -109,7 +106,7 @@ def apply_tiled_(
 
     carried = image[:, :, :0]  # what the rows of tiles above gave to the pixels of this row
     for row, top in enumerate(tops):
-        places = [
+        places: list[tuple[slice, ...]] = [
             (slice(b, b + 1), slice(None), slice(top, top + tile_height), slice(left, left + tile_width))
             for b in range(batch)
             for left in lefts

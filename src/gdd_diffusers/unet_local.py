@@ -64,7 +64,7 @@ class LocalUNet2DModel(UNet2DModel):
     _keep_in_fp32_modules = ["conv_out"]
 
     # diffusers reads the names of the configuration, which is that of UNet2DModel, from this signature
-    @functools.wraps(UNet2DModel.__init__)
+    @functools.wraps(UNet2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config = self.config

@@ -1,4 +1,4 @@
-"""The model card of a pipeline: usage, recipe, training data, measured results, limits."""
+"""The model card of a pipeline: usage, recipe, training data, results, limits."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 CARD = """# {name}
 
-Takes the noise off photographs by a general denoising diffusion
+Removes noise from photographs by general denoising diffusion
 ([Real-World Denoising via Diffusion Model](https://arxiv.org/abs/2305.04457), re-implemented from its description).
 {introduction}{picture}
 ## Usage
@@ -75,14 +75,14 @@ Licence of these weights: {license}.
 @dataclass
 class Result:
     """
-    A measured figure for the model card: the mean over a set of pictures, before and after.
+    The mean of a metric over a dataset, before and after denoising.
 
     Args:
-        dataset (`str`): The pictures and their noise.
+        dataset (`str`): The images and their noise.
         metric (`str`): Its name, with the unit in brackets if it has one: `"PSNR (dB)"`.
-        noisy (`float`, *optional*): Of the noisy pictures; `None` for clean ones, which the model should leave alone.
-        denoised (`float`): Of what the model makes of them.
-        setting (`str`, defaults to `"denoised"`): What tells several ways apart: `"origin, 10 steps"`.
+        noisy (`float`, *optional*): Of the noisy images; `None` for clean ones, which the model should leave alone.
+        denoised (`float`): Of the denoised images.
+        setting (`str`, defaults to `"denoised"`): Name of the row, for several settings: `"origin, 10 steps"`.
     """
 
     dataset: str
@@ -102,23 +102,23 @@ def model_card(
     datasets: list[str] | None = None,
     results: list[Result] | None = None,
     commands: list[str] | None = None,
-    limits: str = "Made for photographs. What it does to other pictures has not been looked at.",
+    limits: str = "Trained on photographs. Its effect on other images has not been measured.",
     picture: str | None = None,
 ) -> ModelCard:
     """
-    The model card of a pipeline, with fixed sections.
+    Write the model card of a pipeline. Texts are Markdown.
 
     Args:
-        name (`str`): Repo id, or the folder's name; publishing puts the repo id in its place in the code.
-        license (`str`, defaults to `"unknown"`): Of the weights, as the Hub spells it: `"apache-2.0"`.
-        introduction (`str`, *optional*): Markdown: what to know before the lines of usage.
-        recipe (`str`): Markdown: the network, how it was trained and by which command.
-        training_data (`str`): Markdown: the pictures, their authors and licences; the first paragraph in short.
-        datasets (`list[str]`, *optional*): Datasets on the Hub that were trained on.
-        results (`list[Result]`, *optional*): What was measured; goes into the table and into `model-index`.
-        commands (`list[str]`, *optional*): What measured it.
-        limits (`str`): Markdown: what it does to pictures that it was not made for.
-        picture (`str`, *optional*): A before/after picture, as a path relative to the card.
+        name (`str`): Repo id, or the folder's name, which publishing replaces by the repo id.
+        license (`str`, defaults to `"unknown"`): License of the weights, as the Hub spells it: `"apache-2.0"`.
+        introduction (`str`, *optional*): What to know before using the model.
+        recipe (`str`): The network, how it was trained and by which command.
+        training_data (`str`): The images, their authors and licenses.
+        datasets (`list[str]`, *optional*): Datasets on the Hub that the model was trained on.
+        results (`list[Result]`, *optional*): For the table and for `model-index`.
+        commands (`list[str]`, *optional*): The commands that gave the results.
+        limits (`str`): What the model does to images that it was not trained for.
+        picture (`str`, *optional*): Path of a before/after image, relative to the card.
 
     Example:
         ```py
@@ -169,9 +169,9 @@ def model_card(
 
 
 def _table(results: list[Result]) -> str:
-    """For each set of pictures a row of the noisy ones and one of each setting; a column for each metric."""
+    """Format a row for the noisy images of each dataset and one for each setting, a column for each metric."""
     metrics = dict.fromkeys(result.metric for result in results)
-    data = {}  # set of pictures: setting: metric: value
+    data: dict[str, dict[str, dict]] = {}  # dataset: setting: metric: value
     for result in results:
         rows = data.setdefault(result.dataset, {})
         if result.noisy is not None:
@@ -182,11 +182,11 @@ def _table(results: list[Result]) -> str:
         for i, (setting, values) in enumerate(rows.items()):
             cells = ["" if value is None else _number(value) for value in values.values()]
             lines.append(["" if i else dataset, setting, *cells])
-    return markdown_table(["pictures", "", *metrics], lines, num_text_columns=2)
+    return markdown_table(["images", "", *metrics], lines, num_text_columns=2)
 
 
 def markdown_table(header: list[str], rows: list[list[str]], num_text_columns: int = 1) -> str:
-    """Formats rows of cells as a Markdown table; columns after the first `num_text_columns` are aligned right."""
+    """Format rows of cells as a Markdown table; columns after the first `num_text_columns` are aligned right."""
     rule = ["---"] * num_text_columns + ["---:"] * (len(header) - num_text_columns)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 

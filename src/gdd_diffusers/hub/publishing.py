@@ -81,11 +81,14 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
     if "/" not in name:
         raise ValueError(f"A repo is named ORG/NAME, with your own name for ORG if it is yours, not {name}.")
     folder = Path(folder)
-    source = Path(model) if isinstance(model, str | os.PathLike) else None
-    if source and not source.is_dir():
-        raise FileNotFoundError(f"There is no folder {source}.")
+    if isinstance(model, str | os.PathLike):
+        source = Path(model)
+        if not source.is_dir():
+            raise FileNotFoundError(f"There is no folder {source}.")
+        index = DiffusionPipeline.load_config(source)
+    else:
+        source, index = None, dict(model.config)
 
-    index = dict(DiffusionPipeline.load_config(source) if source else model.config)
     components = find_components(index, source or "The pipeline")
     for component, (module, class_name) in components.items():
         cls = COMPONENT_CLASSES[class_name]
@@ -185,7 +188,7 @@ def upload_repo(
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        info = api.repo_info(repo_id)
+        info = api.model_info(repo_id)
         if private and not info.private:
             raise ValueError(f"{repo_id} exists and is public; make it private on its page first.")
         keep_card = False
@@ -198,7 +201,7 @@ def upload_repo(
                 logger.warning(f"The card of {repo_id} {why}, so it stays as it is there.")
         return api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=Path(folder),
             commit_message=commit_message or f"Upload {PIPELINE[1]}",
             parent_commit=info.sha,  # what changes there meanwhile is not overwritten
             create_pr=create_pr,
