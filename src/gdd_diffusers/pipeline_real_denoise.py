@@ -75,7 +75,10 @@ class RealDenoisePipeline(DiffusionPipeline):
         check_components(unet, scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
-            default_num_inference_steps=default_num_inference_steps, pixel_unshuffle=pixel_unshuffle
+            default_num_inference_steps=default_num_inference_steps,
+            pixel_unshuffle=pixel_unshuffle,
+            tile_size=None,
+            tile_overlap=tile_overlap,
         )
         grey, colour = pixel_unshuffle**2, 3 * pixel_unshuffle**2
         if unet.config.in_channels not in (grey, colour) or unet.config.out_channels != unet.config.in_channels:
@@ -83,9 +86,7 @@ class RealDenoisePipeline(DiffusionPipeline):
                 f"The network has {unet.config.in_channels} input and {unet.config.out_channels} output channels; it "
                 f"needs {colour} for colour or {grey} for grey, of both, with `pixel_unshuffle={pixel_unshuffle}`."
             )
-        if tile_size is None:
-            self.register_to_config(tile_size=None, tile_overlap=tile_overlap)
-        else:
+        if tile_size is not None:
             self.enable_tiling(tile_size, tile_overlap)
         self._walks: dict[int, Any] = {}  # of each thread, the walk in progress
         self._last_walk = SimpleNamespace(num_timesteps=None, interrupt=False)
@@ -93,15 +94,12 @@ class RealDenoisePipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
         """
-        Load a pipeline as [`~diffusers.DiffusionPipeline.from_pretrained`] does: from a folder, a Hub repo, or, without
-        an argument, the weights that come with the package.
+        Load a pipeline as [`~diffusers.DiffusionPipeline.from_pretrained`] does, from a folder or a Hub repo, or,
+        without an argument, from the weights that come with the package.
         """
         return super().from_pretrained(str(pretrained_model_name_or_path or BUNDLED), **kwargs)
 
-    @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs) -> str:
-        """Download a repo as [`~gdd_diffusers.hub.loading.download_model`] does, and return its folder."""
-        return download_model(pretrained_model_name, **kwargs)
+    download = staticmethod(download_model)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -135,17 +133,14 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """
-        Publish the pipeline as [`~gdd_diffusers.hub.publish`] does, as a repo that anyone can load with this package or
-        without it. `repo_id` is `ORG/NAME`, or `NAME` for a repo of one's own.
+        Publish the pipeline as [`~gdd_diffusers.hub.publish`] does, as a repo that anyone can load with this package
+        or without it. `repo_id` is `ORG/NAME`, or `NAME` for a repo of one's own.
         """
-        try:
-            from . import hub
+        from . import hub
 
-            repo_id = hub.add_namespace(repo_id, kwargs.get("token"))
-        except (ImportError, AttributeError):  # this file was loaded from a repo, without the code that publishes
-            raise ImportError(
-                "Publishing needs the package gdd-diffusers itself, not only its code in a repo."
-            ) from None
+        if not hasattr(hub, "publish"):  # this file was loaded from a repo
+            raise ImportError("Publishing needs the package gdd-diffusers itself, not only its code in a repo.")
+        repo_id = hub.add_namespace(repo_id, kwargs.get("token"))
         return hub.publish(self, repo_id, **kwargs)
 
     def enable_tiling(self, tile_size: int = 512, tile_overlap: int | None = None):
@@ -330,10 +325,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
         # 5. Return images of the kind that was asked for
         results = to_output_type(outputs, images, image, output_type)
-
-        # Offload all models
         self.maybe_free_model_hooks()
-
         if not return_dict:
             return (results,)
         return ImagePipelineOutput(images=results)
@@ -352,9 +344,8 @@ def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
 def check_components(unet: Any, scheduler: Any):
     """Raise a `ValueError` unless the pipeline can use these components."""
     if not isinstance(getattr(unet, "_orig_mod", unet), UNet2DModel):  # _orig_mod: of a compiled network
-        raise ValueError(f"`unet` is {type(unet).__name__}, but RealDenoisePipeline needs a UNet2DModel.")
+        raise ValueError(f"RealDenoisePipeline needs a UNet2DModel; `unet` is {type(unet).__name__}.")
     # by name: a pipeline loaded from a repo's own code has two copies of the class
     if InterpolationScheduler.__name__ not in [cls.__name__ for cls in type(scheduler).__mro__]:
-        raise ValueError(
-            f"`scheduler` is {type(scheduler).__name__}, but RealDenoisePipeline needs an InterpolationScheduler."
-        )
+        name = type(scheduler).__name__
+        raise ValueError(f"RealDenoisePipeline needs an InterpolationScheduler; `scheduler` is {name}.")
