@@ -41,8 +41,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         default_num_inference_steps (`int`, defaults to 1): Number of steps if a call does not give one.
         pixel_unshuffle (`int`, defaults to 1):
             The network works on pixels folded into channels by this factor; 2 makes 12 channels out of 3.
-        tile_size (`int`, *optional*, defaults to 512):
-            Largest side of a tile in pixels. `None` denoises every image whole.
+        tile_size (`int`, *optional*, defaults to 512): Largest side of a tile in pixels; `None` for no tiles.
         tile_overlap (`int`, defaults to 48):
             Pixels that neighbouring tiles share, at most half of `tile_size`. Half of it is discarded at each border.
 
