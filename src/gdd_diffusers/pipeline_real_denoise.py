@@ -139,8 +139,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
         if not hasattr(hub, "publish"):  # this file was loaded from a repo
             raise ImportError("Publishing needs the package gdd-diffusers itself, not only its code in a repo.")
-        repo_id = hub.add_namespace(repo_id, kwargs.get("token"))
-        return hub.publish(self, repo_id, **kwargs)
+        return hub.publish(self, hub.publishing.add_namespace(repo_id, kwargs.get("token")), **kwargs)
 
     def enable_tiling(self, tile_size: int = 512, tile_overlap: int | None = None):
         """

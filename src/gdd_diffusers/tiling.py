@@ -16,7 +16,7 @@ def plan_tiles(size: int, tile_size: int, overlap: int, multiple: int = 1) -> tu
         multiple (`int`, defaults to 1): Tiles begin at multiples of this, and their length is one.
 
     Returns:
-        `tuple[int, list[int]]`: Length of every tile, and where each begins.
+        The length of all tiles, and where each begins.
 
     Example:
         ```py

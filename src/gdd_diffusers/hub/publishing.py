@@ -65,13 +65,8 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
     """
     Write the contents of a repo to an empty folder: weights as they are and in float16, configs, code and the card.
 
-    Of a folder given as `model`, the components are loaded and saved again, and only the card and the images that it
-    shows are copied.
-
-    Args:
-        model: A pipeline, or the folder of one.
-        folder: Where the repo is written.
-        name (`str`): The repo's id, for the code in the card.
+    `model` is a pipeline, or the folder of one, of which the components are loaded and saved again, and only the card
+    and the images that it shows are copied. `name` is the repo's id, for the code in the card.
 
     Raises:
         `ValueError`: If the pipeline could not be loaded again, or `name` is not a repo id.
