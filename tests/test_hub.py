@@ -25,7 +25,7 @@ from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publis
 MODULES = ["pipeline_real_denoise", "image_processor", "scheduling_interpolation", "tiling", "unet_local"]
 CODE = [f"{module}.py" for module in [*MODULES, "hub/loading"]]
 
-# What every client begins with: `run(pipe)` gives three steps on a picture of several tiles.
+# Every client begins with this: `run(pipe)` takes three steps on an image of several tiles.
 CLIENT = """
 import json, sys
 from pathlib import Path
@@ -228,7 +228,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def author(world):
-    """What somebody said and saw who published; `world.hub` then holds org/gdd, org/pushed and org/again."""
+    """The output of the client that publishes; `world.hub` then holds org/gdd, org/pushed and org/again."""
     client = world.client(PUBLISH, world.model, world.folder / "files", home="author", HF_TOKEN=TOKEN)
     said = [json.loads(client.stdout.readline()) for _ in range(4)]
     repo = world.hub.repos["org/again"]
@@ -243,14 +243,14 @@ def author(world):
 
 @pytest.fixture(scope="module")
 def stranger(world, author):
-    """Somebody without the package, at work at the same time as `reader`."""
+    """A client without the package, which runs at the same time as `reader`."""
     sha, output = world.hub.repos["org/gdd"].sha, world.folder / "stranger.npz"
     return world.client(WITHOUT_PACKAGE, sha, output, home="stranger")
 
 
 @pytest.fixture(scope="module")
 def reader(world, author, stranger):
-    """What somebody with the package got and was told who read repos, good and bad."""
+    """What a client with the package got from good and bad repos, and the errors."""
     hub, good = world.hub, world.files("org/gdd")
     marker = world.folder / "evil-was-here"
 
@@ -306,7 +306,7 @@ def reader(world, author, stranger):
     return dict(np.load(output)), said
 
 
-def test_dry_run_says_what_it_would_do_and_asks_nothing_of_the_hub(world, author):
+def test_dry_run_lists_the_files_without_a_request(world, author):
     assert author[0]["code"] == 0 and "pipeline_real_denoise.py" in author[0]["command"]
     assert not any("org/dry" in path for _, path, _ in world.hub.requests) and "org/dry" not in world.hub.repos
 
@@ -368,7 +368,7 @@ def test_old_weights_go_and_other_files_stay(world, author):
     assert "unet/diffusion_pytorch_model.bin" not in files and "handler.py" in files
 
 
-def test_what_the_hub_refuses_is_said(author):
+def test_errors_of_the_hub_are_one_sentence(author):
     assert author[6] == ["org/again exists and is public; make it private on its page first."]
     assert author[7] == [
         "Could not publish org/again: your token does not allow it, or there is none; log in with `hf auth login` or "
@@ -427,7 +427,7 @@ def test_dropped_connection_is_resumed(world, reader):
         "org/evil without trust": "trust_remote_code=True",
     }.items(),
 )
-def test_what_is_wrong_with_a_repo_is_said(reader, case, message):
+def test_errors_of_loading_are_one_sentence(reader, case, message):
     said = reader[1][case]
     assert said is None if message is None else message in said
     assert message is None or case == "org/evil without trust" or "\n" not in said
@@ -597,7 +597,7 @@ def test_example_writes_the_card_of_a_trained_model(example, tmp_path):
         ("", ["--picture", "clean.png@phone:0"], "iso"),
     ],
 )
-def test_what_is_wrong_with_a_card_is_said(example, tmp_path, toml, options, message):
+def test_errors_in_a_card_are_one_sentence(example, tmp_path, toml, options, message):
     write_results(tmp_path / "other.json", "elsewhere")
     (tmp_path / "card.toml").write_text(toml)
     with pytest.raises(SystemExit, match=f"^publish.py: .*{message}"):

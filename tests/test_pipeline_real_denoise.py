@@ -86,7 +86,7 @@ def test_tiles_and_overlaps_are_multiples_before_they_are_compared():
     assert pipe(picture, output_type="pt").images.shape == picture.shape
 
 
-def test_profile_and_exif_stay_with_a_pil_picture(pipe):
+def test_profile_and_exif_stay_with_a_pil_image(pipe):
     image = random_picture("RGB")
     image.info |= {"icc_profile": b"profile", "exif": b"exif"}
     result = pipe(image).images[0]
@@ -206,7 +206,7 @@ def test_grey_network_denoises_grey_and_refuses_colour():
         (Image.fromarray(np.full((4, 4), 70000, np.int32)), "0 to 65535"),
     ],
 )
-def test_what_is_no_picture_is_named(pipe, image, message):
+def test_invalid_images_are_refused(pipe, image, message):
     with pytest.raises(ValueError, match=message):
         pipe(image)
 
@@ -229,7 +229,7 @@ def test_values_out_of_range_by_rounding_are_clamped(pipe):
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "noise"),
     ],
 )
-def test_arguments_out_of_range_are_named(pipe, arguments, message):
+def test_arguments_out_of_range_are_refused(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipe(random_picture("RGB"), **arguments)
 
@@ -418,7 +418,7 @@ def test_callback_may_return_latents_of_another_dtype(pipe, dtype):
 
 
 @pytest.mark.parametrize("returned", [True, {"latents": torch.zeros(1, 3, 8, 8)}, {"latents": None}])
-def test_what_a_callback_may_not_return_is_said(pipe, returned):
+def test_invalid_callback_outputs_are_refused(pipe, returned):
     with pytest.raises(ValueError, match="`callback_on_step_end` must return"):
         pipe(torch.rand(1, 3, 32, 32), callback_on_step_end=lambda *arguments: returned)
 
@@ -622,7 +622,7 @@ def test_loads_whatever_module_the_classes_were_saved_from(pipe, tmp_path):
     assert type(loaded) is RealDenoisePipeline and type(loaded.scheduler) is InterpolationScheduler
 
 
-def test_folder_of_another_pipeline_is_named(tmp_path):
+def test_folder_of_another_pipeline_is_refused(tmp_path):
     pipe = make_pipeline()
     pipe.save_pretrained(tmp_path)
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
@@ -633,7 +633,7 @@ def test_folder_of_another_pipeline_is_named(tmp_path):
         RealDenoisePipeline.from_pretrained(tmp_path)
 
 
-def test_folder_without_weights_is_named(pipe, tmp_path):
+def test_folder_without_weights_is_refused(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(OSError, match="diffusion_pytorch_model"):

@@ -39,7 +39,7 @@ def test_sample_gains_at_least_eight_decibels(bundled):
     assert psnr(bundled(noisy, output_type="pt").images, clean) > psnr(noisy, clean) + 8
 
 
-def test_clean_picture_stays_clean(bundled):
+def test_clean_image_stays_clean(bundled):
     clean = load("clean")
     assert psnr(bundled(clean, output_type="pt").images, clean) > 40
 

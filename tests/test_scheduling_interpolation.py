@@ -40,7 +40,7 @@ def walk(scheduler, noisy, guess, give_noisy=True):
 # The process
 
 
-def test_add_noise_ends_at_both_pictures(clean, noisy):
+def test_add_noise_ends_at_both_images(clean, noisy):
     scheduler = InterpolationScheduler()
     assert torch.equal(scheduler.add_noise(clean, noisy, 0), clean)
     assert torch.equal(scheduler.add_noise(clean, noisy, 1000), noisy)
@@ -54,7 +54,7 @@ def test_add_noise_is_linear_in_t(clean, noisy):
     assert near.abs().max() < 2e-5
 
 
-def test_add_noise_takes_a_time_for_each_picture(clean, noisy):
+def test_add_noise_takes_a_time_for_each_image(clean, noisy):
     scheduler = InterpolationScheduler(num_train_timesteps=10)
     batch = scheduler.add_noise(clean, noisy, torch.tensor([0.0, 2.5]))
     assert torch.equal(batch[0], clean[0])
@@ -73,13 +73,13 @@ def test_add_noise_keeps_dtype(clean, noisy):
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 100, 1000])
 @pytest.mark.parametrize("give_noisy", [True, False])
-def test_oracle_gives_the_clean_picture(clean, noisy, rule, prediction_type, num_steps, give_noisy):
+def test_oracle_gives_the_clean_image(clean, noisy, rule, prediction_type, num_steps, give_noisy):
     scheduler = InterpolationScheduler(step_rule=rule, prediction_type=prediction_type)
     scheduler.set_timesteps(num_steps)
     assert_close(walk(scheduler, noisy, lambda i, t, x: clean, give_noisy), clean, atol=1e-6, rtol=0)
 
 
-def test_origin_restarts_from_the_guess(clean, noisy):
+def test_origin_restarts_from_the_prediction(clean, noisy):
     scheduler = InterpolationScheduler(step_rule="origin")
     scheduler.set_timesteps(timesteps=[800, 300])
     x_t, x0_hat = torch.rand(SHAPE), clean
@@ -87,7 +87,7 @@ def test_origin_restarts_from_the_guess(clean, noisy):
     assert_close(x_s, 0.7 * x0_hat + 0.3 * noisy)
 
 
-def test_origin_ends_on_the_last_guess(noisy):
+def test_origin_ends_on_the_last_prediction(noisy):
     scheduler = InterpolationScheduler(step_rule="origin")
     scheduler.set_timesteps(timesteps=[1000, 700, 650, 20])
     guesses = torch.rand(4, *SHAPE)
@@ -103,7 +103,7 @@ def test_improved_moves_by_the_difference_of_two_degradations(clean, noisy):
 
 
 @pytest.mark.parametrize("timesteps", [[1000, 500], [1000, 700, 650, 20], [1000, 999, 1]])
-def test_improved_ends_on_the_step_weighted_mean_of_all_guesses(noisy, timesteps):
+def test_improved_ends_on_the_step_weighted_mean_of_all_predictions(noisy, timesteps):
     scheduler = InterpolationScheduler(step_rule="improved")
     scheduler.set_timesteps(timesteps=timesteps)
     guesses = torch.rand(len(timesteps), *SHAPE)
@@ -169,7 +169,7 @@ def test_both_prediction_types_walk_the_same_way(noisy):
     assert_close(*ends, atol=1e-6, rtol=0)
 
 
-def test_clip_sample_clips_the_guess(noisy):
+def test_clip_sample_clips_the_prediction(noisy):
     guess = torch.full(SHAPE, 1.5)
     for clip_sample, end in ((True, 1.0), (False, 1.5)):
         scheduler = InterpolationScheduler(clip_sample=clip_sample)
@@ -188,7 +188,7 @@ def test_a_step_can_be_made_in_pieces(clean, noisy):
         assert torch.equal(torch.cat(pieces), whole)
 
 
-def test_half_precision_network_leaves_the_picture_in_float32(clean, noisy):
+def test_half_precision_network_leaves_the_image_in_float32(clean, noisy):
     scheduler = InterpolationScheduler(prediction_type="flow_prediction")
     scheduler.set_timesteps(2)
     out = scheduler.step((noisy - clean).bfloat16(), scheduler.timesteps[0], noisy, noisy)
@@ -196,7 +196,7 @@ def test_half_precision_network_leaves_the_picture_in_float32(clean, noisy):
     assert_close(out.prev_sample, (clean + noisy) / 2, atol=2e-3, rtol=0)
 
 
-def test_get_pred_original_sample_takes_a_time_for_each_picture_and_has_a_gradient(clean, noisy):
+def test_get_pred_original_sample_takes_a_time_for_each_image_and_has_a_gradient(clean, noisy):
     scheduler = InterpolationScheduler(prediction_type="flow_prediction")
     t = torch.tensor([250.0, 1000.0])
     noise = (noisy - clean).requires_grad_()
@@ -250,7 +250,7 @@ def test_custom_timesteps(clean, noisy):
         ({"num_inference_steps": 3, "strength": float("nan")}, "strength"),
     ],
 )
-def test_set_timesteps_rejects_what_makes_no_sense(arguments, message):
+def test_set_timesteps_refuses_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         InterpolationScheduler().set_timesteps(**arguments)
 
@@ -379,7 +379,7 @@ def test_getattr_is_correct():
 
 
 @pytest.mark.parametrize("values", [{"step_rule": "euler"}, {"prediction_type": "epsilon"}])
-def test_unknown_configuration_is_named(values):
+def test_unknown_configuration_is_refused(values):
     with pytest.raises(ValueError, match=next(iter(values.values()))):
         InterpolationScheduler(**values)
 

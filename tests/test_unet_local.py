@@ -101,7 +101,7 @@ def test_save_and_load_give_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_writes_the_picture_in_float32(tmp_path, dtype):
+def test_half_precision_writes_the_image_in_float32(tmp_path, dtype):
     unet = make_unet()
     unet.save_pretrained(tmp_path)
     x = torch.rand(1, 3, 16, 16)
