@@ -6,6 +6,8 @@ gamma, tone curve, noise reduction, sharpening, resizing, JPEG. Those later stag
 and colours, and make denoisers fail that were taught white noise.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -26,7 +28,11 @@ PRESETS = {
         "tail": (-0.05, 0.2),  # lambda of the read noise's Tukey distribution: 0.14 Gaussian, lower heavier
         "row": (0.0, 0.15),  # standard deviation of the noise that a row shares, in that of the read noise
         "bits": (9.5, 12.0),
+        "below_black": (0.0, 0.0),  # share of cameras that record values below black; the others clip them
+        "stacked_raw": (0.87, 0.87),  # share of ground truths that are the mean of raw files
+        "stacked_files": (0.08, 0.08),  # and of developed files; the rest is an exposure without noise
         "exposure": (0.08, 1.3),
+        "tone_curve": (0.15, 0.15),  # share of files that have one
         "contrast": (1.0, 1.5),  # of the tone curve: its slope in the middle
         "colour_matrix": (0.5, 1.0),  # 0: the sensor sees sRGB, 1: it sees as the four cameras below do
         "red_gain": (1.4, 2.2),  # white balance
@@ -39,6 +45,7 @@ PRESETS = {
         "jpeg_share": (0.2, 0.2),
         "chroma_subsampling": (0.0, 3.0),  # below 1: 4:4:4, below 2: 4:2:2, else 4:2:0
         "jpeg_quality": (85.0, 98.0),
+        "grey": (0.06, 0.06),  # share of grey images
     },
     # Large sensors: full wells of 40,000 to 80,000 electrons at ISO 100, the relation of read to shot noise of Brooks
     # et al., and the JPEG files that such cameras write themselves.
@@ -50,7 +57,11 @@ PRESETS = {
         "tail": (0.0, 0.2),
         "row": (0.2, 1.2),
         "bits": (12.0, 14.0),
+        "below_black": (0.5, 0.5),
+        "stacked_raw": (0.3, 0.3),
+        "stacked_files": (0.5, 0.5),
         "exposure": (0.25, 1.3),
+        "tone_curve": (1.0, 1.0),
         "contrast": (1.0, 1.6),
         "colour_matrix": (0.0, 0.5),
         "red_gain": (1.2, 1.8),
@@ -63,6 +74,7 @@ PRESETS = {
         "jpeg_share": (1.0, 1.0),
         "chroma_subsampling": (1.0, 3.0),
         "jpeg_quality": (93.0, 99.0),
+        "grey": (0.06, 0.06),
     },
 }
 GAUSSIAN_SIGMA = (0.0, 55 / 255)
@@ -76,7 +88,19 @@ RESAVED_SHARE = 0.4
 RESAVED_QUALITY = (60, 95)
 # Of "mixed": photographs as they are, a quarter of them without noise, the others with white noise: scans, renderings,
 # and what needs no denoising.
-AS_IS_SHARE = 0.2
+AS_IS_SHARE = 0.24
+AS_IS_NOISE_FREE_SHARE = 0.25
+# Of the images with white noise: scans and microscopy come as one channel, whose noise all three then share.
+GREY_SHARE = 0.2
+# Of "mixed": grey images with speckle, as ultrasound, radar and optical coherence tomography have it. The mean of many
+# is the clean one. Intensity^power is what is shown: 1/2 is the amplitude, near 0 the logarithm.
+SPECKLE_SHARE = 0.03
+SPECKLE_POWER = (0.03, 0.4)
+SPECKLE_WIDTH = (0.0, 0.25)
+SPECKLE_WHITE_SIGMA = (0.0, 20 / 255)
+MONOCHROME_SHARE = 0.5  # of grey photographs: sensors without a mosaic; the others are colour files turned grey
+# Four equally likely values in place of a standard normal variable: the middles of its quarters, scaled to variance 1
+NORMAL_NODES = (-1.363, -0.378, 0.378, 1.363)
 # What in-camera denoising removes falls with the scale: blotches of 4 to 8 px are what is left in real files.
 DENOISE_AT_SCALE = (1.0, 0.6, 0.2)
 
@@ -171,15 +195,17 @@ class CameraNoise:
         if self.preset != "mixed" or iso is not None:
             return self._photograph(clean, draw, iso)
 
-        # Some photographs stay as they are, and take no camera's time
-        share = draw.uniform(0, 1)
-        as_is = share.flatten() < AS_IS_SHARE
-        draw_as_is, draw_others = (_Draw(int(n), generator, clean.device) for n in (as_is.sum(), (~as_is).sum()))
-        photographs, clean, noisy = clean, clean.clone(), clean.clone()
-        noise_free = share[as_is] < AS_IS_SHARE / 4
-        clean[as_is], noisy[as_is] = _white_noise(_chosen(photographs, as_is), draw_as_is, noise_free)
-        if not as_is.all():
-            clean[~as_is], noisy[~as_is] = self._photograph(_chosen(photographs, ~as_is), draw_others, None)
+        kind = draw.uniform(0, 1).flatten()
+        as_is, speckled = kind < AS_IS_SHARE, kind >= 1 - SPECKLE_SHARE
+        photographs, clean, noisy = clean, torch.empty_like(clean), torch.empty_like(clean)
+        for group, simulate in (
+            (as_is, lambda x, draw: _white_noise(x, draw, AS_IS_NOISE_FREE_SHARE)),
+            (speckled, _speckle),
+            (~as_is & ~speckled, lambda x, draw: self._photograph(x, draw, None)),
+        ):
+            if group.any():
+                group_draw = _Draw(int(group.sum()), generator, clean.device)
+                clean[group], noisy[group] = simulate(_chosen(photographs, group), group_draw)
         return clean, noisy
 
     def _photograph(self, clean, draw, iso):
@@ -188,6 +214,12 @@ class CameraNoise:
         p = draw.camera(list(PRESETS) if self.preset == "mixed" else [self.preset])
         if iso is not None:
             p["iso"] = torch.full_like(p["iso"], iso)
+
+        p["contrast"] = torch.where(draw.uniform(0, 1) < p["tone_curve"], p["contrast"], 1)
+        p["black"] = torch.where(draw.uniform(0, 1) < p["below_black"], -1 / 16, 0.0)
+        truth = draw.uniform(0, 1)
+        mean_of_files = truth < p["stacked_files"]
+        mean_of_raw = mean_of_files | (truth >= 1 - p["stacked_raw"])
 
         # Mean of 2x2 pixels of a mosaic: all three colours, at once at the resolution of the file
         binned = draw.uniform(0, 1) < (BINNED_SHARE if self.preset == "mixed" else 0)
@@ -199,6 +231,13 @@ class CameraNoise:
             p["jpeg_quality"] = torch.where(resaved, draw.uniform(*RESAVED_QUALITY), p["jpeg_quality"])
             p["chroma_subsampling"] = torch.where(resaved, 2, p["chroma_subsampling"])  # 4:2:0
 
+        # Grey: of a sensor without a mosaic, or of a colour file that was turned grey
+        grey = draw.uniform(0, 1) < (p["grey"] if iso is None else 0)
+        monochrome = grey & (draw.uniform(0, 1) < MONOCHROME_SHARE)
+        clean = torch.where(grey, _luma(clean), clean)
+        for key, value in (("red_gain", 1), ("blue_gain", 1), ("colour_matrix", 0)):
+            p[key] = torch.where(monochrome, value, p[key])
+
         # 2. Back to what the sensor saw; if the file is to be enlarged, the sensor saw the scene that much smaller
         gain = torch.cat([p["red_gain"], torch.ones_like(p["red_gain"]), p["blue_gain"]], 1)
         rgb_to_camera = _colour_matrix(p, draw)
@@ -207,23 +246,36 @@ class CameraNoise:
         raw = _unprocess(_zoom(clean, 1 / p["enlarging"]), p, gain, rgb_to_camera, low_pass)
 
         # 3. Noise: on all three colours where pixels are binned, else on the one that a pixel sees
-        binned, mosaic = binned.flatten(), ~binned.flatten()
-        noisy_raw = torch.empty_like(raw)
-        noisy_raw[binned] = _add_sensor_noise(_chosen(raw, binned), p, binned, draw)
+        mosaic = ~(binned | monochrome).flatten()
+        noisy_raw, light = torch.empty_like(raw), raw
+        raw = raw.clone()
+        seen = _chosen(light, ~mosaic)
+        noisy_raw[~mosaic] = _add_sensor_noise(seen, p, ~mosaic, draw)
+        noisy_raw = torch.where(monochrome, noisy_raw[:, :1], noisy_raw)
+        raw[~mosaic] = torch.where(mean_of_raw[~mosaic], _mean_recorded(seen, p, ~mosaic), seen)
         masks, malvar = _chosen(_bayer_masks(raw.shape[2:], draw), mosaic), p["malvar"][mosaic]
-        seen = (_chosen(raw, mosaic) * masks).sum(1, keepdim=True)
+        seen = (_chosen(light, mosaic) * masks).sum(1, keepdim=True)
         noisy_raw[mosaic] = _demosaic(_add_sensor_noise(seen, p, mosaic, draw), masks, malvar)
+        seen = torch.where(mean_of_raw[mosaic], _mean_recorded(seen, p, mosaic), seen)
         raw[mosaic] = _demosaic(seen, masks, malvar)
 
         # 4. Both are developed alike: white balance, colour matrix, gamma, tone curve
+        camera_to_rgb = torch.linalg.inv(rgb_to_camera)
         camera = (torch.stack([raw, noisy_raw]) * gain).clamp_(0, 1)
-        linear = mix(torch.linalg.inv(rgb_to_camera), camera).clamp_(0, 1)
-        pairs = _s_curve(_srgb_encode(linear), p["contrast"])
+        linear = mix(camera_to_rgb, camera)
+        pairs = _develop(linear, p)
+        chosen = mean_of_files.flatten()
+        if chosen.any():
+            shot, read = (x[chosen] for x in _shot_and_read(p))
+            variance = (shot * light[chosen] + read) * gain[chosen].square()
+            variance = mix(camera_to_rgb[chosen].square(), variance)
+            pairs[0, chosen] = _mean_developed(*linear[:, chosen], variance, p, chosen)
 
         # 5. What cameras do to files
         clean, noisy = _denoise_and_sharpen(pairs, p)
         clean, noisy = (_to_8_bit(x) for x in _zoom(torch.cat([clean, noisy], 1), p["enlarging"]).split(3, 1))
         clean, noisy = _through_jpeg(clean, noisy, p, draw)
+        clean, noisy = (torch.where(grey, _to_8_bit(_luma(x)), x) for x in (clean, noisy))
 
         if iso is None:
             noisy = torch.where(draw.uniform(0, 1) < NOISE_FREE_SHARE, clean, noisy)
@@ -271,9 +323,29 @@ def _chosen(x, mask):
     return x.index_select(0, mask.nonzero().flatten())
 
 
-def _white_noise(clean, draw, noise_free=False):
-    sigma = draw.uniform(*GAUSSIAN_SIGMA) * (1 - 1.0 * noise_free)
-    return _to_8_bit(clean), _to_8_bit(clean + sigma * draw.normal(clean.shape))
+def _luma(x):
+    return (x * RGB_TO_YCBCR[0].to(x).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _white_noise(clean, draw, noise_free_share=0):
+    sigma = draw.uniform(*GAUSSIAN_SIGMA) * (draw.uniform(0, 1) >= noise_free_share)
+    grey = draw.uniform(0, 1) < GREY_SHARE
+    noise = draw.normal(clean.shape)
+    clean = torch.where(grey, _luma(clean), clean)
+    return _to_8_bit(clean), _to_8_bit(clean + sigma * torch.where(grey, noise[:, :1], noise))
+
+
+def _speckle(clean, draw):
+    """Grey images times the intensity of a random complex field, which a power of it shows."""
+    clean = _luma(clean)
+    width = draw.uniform(*SPECKLE_WIDTH)
+    field = _blur(draw.normal((len(clean), 2, *clean.shape[2:])), width) / ((1 - 2 * width) ** 2 + 2 * width**2)
+    low, high = (math.log(power) for power in SPECKLE_POWER)
+    power = draw.uniform(low, high).exp()
+    intensity = field.square().mean(1, keepdim=True).clamp_(min=1e-12)
+    speckle = _power(intensity, power) / torch.lgamma(1 + power).exp()
+    white = draw.uniform(*SPECKLE_WHITE_SIGMA) * draw.normal(clean.shape)
+    return tuple(_to_8_bit(x).expand(-1, 3, -1, -1) for x in (clean, clean * speckle + white))
 
 
 def _to_8_bit(x):
@@ -347,19 +419,54 @@ def _bayer_masks(size, draw):
     return torch.cat([red, 1 - red - blue, blue], 1)
 
 
+def _shot_and_read(p):
+    """The variance of a raw value x is shot x + read."""
+    shot = p["iso"] * p["shot_per_iso"]
+    return shot, p["read_factor"] * shot ** p["read_power"]
+
+
 def _add_sensor_noise(raw, p, chosen, draw):
     """On the chosen pictures of those that the values of p are for."""
-    shot = (p["iso"] * p["shot_per_iso"])[chosen]
-    read = (p["read_factor"][chosen] * shot ** p["read_power"][chosen]).sqrt()
-    # Half of the cameras record what lies below black, the others clip it, which lifts the darkest parts.
-    black = torch.where(draw.uniform(0, 1) < 0.5, -1 / 16, 0.0)[chosen]
+    shot, read = (x[chosen] for x in _shot_and_read(p))
+    read = read.sqrt()
     steps = 2 ** p["bits"][chosen]
     noisy = raw + (shot * raw).sqrt_().mul_(draw.normal(raw.shape))
     # Read noise has heavier tails than a Gaussian, and each row has its own offset (Wei et al., "A physics-based noise
     # formation model for extreme low-light raw denoising", CVPR 2020).
     noisy.addcmul_(read, draw.tukey(raw.shape, p["tail"][chosen]))
     noisy.addcmul_(read * p["row"][chosen], draw.normal((len(raw), 1, raw.shape[2], 1)))
-    return torch.maximum(noisy.mul_(steps).round_().div_(steps), black).clamp_(max=1)
+    return torch.maximum(noisy.mul_(steps).round_().div_(steps), p["black"][chosen]).clamp_(max=1)
+
+
+def _mean_recorded(raw, p, chosen):
+    """The mean of many recordings of `raw`, each clipped at black and white, with all noise taken for Gaussian."""
+    shot, read = (x[chosen] for x in _shot_and_read(p))
+    sigma = (shot * raw).addcmul_(read, 1 + p["row"][chosen].square()).sqrt_()
+
+    def mean_above(limit):  # of max(x - limit, 0)
+        above = raw - limit
+        z = above / sigma
+        return (
+            torch.special.ndtr(z)
+            .mul_(above)
+            .addcmul_(sigma, z.square_().mul_(-0.5).exp_(), value=1 / math.sqrt(2 * math.pi))
+        )
+
+    black = p["black"][chosen]
+    return mean_above(black).sub_(mean_above(1)).add_(black).clamp_(max=1)
+
+
+def _develop(linear, p):
+    return _s_curve(_srgb_encode(linear.clamp(0, 1)), p["contrast"])
+
+
+def _mean_developed(linear, noisy, variance, p, chosen):
+    """The mean of many developed files of which `linear` is the mean before development, for the chosen of p."""
+    # Demosaicing averages the noise; how much is seen in the noise itself
+    scale = (noisy - linear).square().mean((2, 3), keepdim=True) / variance.mean((2, 3), keepdim=True)
+    sigma = (variance * scale).sqrt_()
+    p = {"contrast": p["contrast"][chosen]}
+    return sum(_develop(linear + z * sigma, p) for z in NORMAL_NODES) / len(NORMAL_NODES)
 
 
 def _demosaic(mosaic, masks, malvar):
