@@ -45,24 +45,22 @@ class CameraNoise:
     Simulate a camera: turn clean photographs into the (clean, noisy) pairs that it would have recorded.
 
     The noise of a raw value \(x\) has the variance \(\mathrm{shot}\,x + \mathrm{read}\); every image of a batch draws
-    its own camera, light and settings. Ranges and stages were chosen so that the statistics of the result
-    (`examples/noise_statistics.py` prints them) are those of real photographs.
+    its own camera, light and settings, such that the statistics printed by `examples/noise_statistics.py` are those of
+    real photographs.
 
-    The returned clean image went through the same lens, mosaic, colour path, noise reduction, sharpening, resizing and
-    chroma subsampling as the noisy one. So a denoiser learns to remove noise, and neither to change colours nor to
-    undo what the camera did. As in real pairs, it is the mean of many raw files, each clipped at black, the mean of
-    many developed files, or one exposure at low ISO. Noisy images are mostly darker than the first of these.
+    The clean image went through the same lens, mosaic, colours and processing as the noisy one, so that a denoiser
+    learns to remove noise and nothing else. As in real pairs it is the mean of many raw files, each clipped at black,
+    which is mostly brighter than a noisy one, or the mean of many developed files, or one exposure at low ISO.
 
     Args:
         preset (`str`, defaults to `"mixed"`):
-            `"phone"` (small sensor, about 14 to 36 dB PSNR, hardly processed), `"camera"` (large sensor at high ISO,
-            mostly 30 to 42 dB, in-camera JPEG), `"gaussian"` (white noise in sRGB of a standard deviation from 0 to
-            55/255, as in the literature) or `"mixed"`: half each of the first two, a third of them binned to half the
-            sensor's resolution, without a mosaic, and 40% saved again as JPEG of a quality from 60 to 95; instead of
-            them 18% `"gaussian"` images, 6% photographs without noise, and 3% grey images with speckle.
+            - `"phone"`: small sensor, about 14 to 36 dB PSNR, hardly processed; 6% of the images are grey.
+            - `"camera"`: large sensor at high ISO, mostly 30 to 42 dB, in-camera JPEG; 6% grey.
+            - `"gaussian"`: white noise in sRGB of a standard deviation from 0 to 55/255; 20% grey.
+            - `"mixed"`: 73% phones and cameras, a third of them binned to half the sensor's resolution, two in five
+              saved again as JPEG; 18% `"gaussian"`, 6% without noise, and 3% grey with speckle.
 
-    6% of the images of `"phone"` and `"camera"`, 12% of `"mixed"` and 20% of `"gaussian"` are grey: their three
-    channels are equal, noise included.
+            In grey images all three channels are equal, noise included.
 
     Raises:
         ValueError: If there is no such preset.
@@ -95,8 +93,8 @@ class CameraNoise:
             generator (`torch.Generator`, *optional*): Source of all random numbers, so the same seed gives the same
                 pairs; it may be on another device than the photographs.
             iso (`float`, *optional*): The sensitivity, which sets the strength of the noise; `"gaussian"` has none. If
-                not given it is drawn, and about 5% of the pairs (10% of `"mixed"`, none of `"gaussian"`) stay without
-                noise, so that a denoiser learns to leave clean images alone. If given, no image is grey.
+                given, every image has noise and none is grey; else it is drawn, and 5% of `"phone"` and `"camera"`
+                stay without noise, so that a denoiser learns to leave clean images alone.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: clean and noisy, float32, of the shape and on the device of the input.

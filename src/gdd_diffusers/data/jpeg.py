@@ -36,11 +36,9 @@ def jpeg_round_trip(
 
     Args:
         images (`torch.Tensor`): sRGB, float, [B, 3, H, W] in [0, 1]; rounded to 8 bits before they are saved.
-        quality (`torch.Tensor`, *optional*): From 1 to 100, [B]; without it nothing is quantised, so that only the
-            resolution of the colours is lost.
+        quality (`torch.Tensor`, *optional*): From 1 to 100, [B]; without it, only the colours' resolution is lost.
         subsampling (`int`): 0, 1 or 2 for 4:4:4, 4:2:2 or 4:2:0, as Pillow counts.
-        offset (`tuple[int, int]`): Rows and columns, each below 16, by which the grid of blocks begins before the
-            image's first pixel, as it does in a part of a larger image.
+        offset (`tuple[int, int]`): Rows and columns, below 16, from the start of a block to the first pixel.
 
     Returns:
         `torch.Tensor`: of the same shape, whole multiples of 1/255 in [0, 1].
@@ -51,10 +49,8 @@ def jpeg_round_trip(
     >>> import torch
     >>> from gdd_diffusers.data.jpeg import jpeg_round_trip
 
-    >>> images = torch.rand(2, 3, 40, 56)
-    >>> good, bad = jpeg_round_trip(images, quality=torch.tensor([95, 30]), subsampling=0) - images
-    >>> bool(good.abs().mean() < bad.abs().mean())
-    True
+    >>> jpeg_round_trip(torch.rand(2, 3, 40, 56), quality=torch.tensor([95, 30]), subsampling=2).shape
+    torch.Size([2, 3, 40, 56])
 
     ```
     """
