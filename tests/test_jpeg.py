@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gdd_diffusers.data.jpeg import through_jpeg
+from gdd_diffusers.data.jpeg import jpeg_round_trip
 
 
 def picture(height=61, width=83):
@@ -24,7 +24,7 @@ def through_pillow(pixels, quality, subsampling):
 def through_torch(pixels, quality, subsampling, offset=(0, 0)):
     batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
     quality = None if quality is None else torch.tensor([quality])
-    out = through_jpeg(batch, quality, subsampling, offset)
+    out = jpeg_round_trip(batch, quality, subsampling, offset)
     assert out.shape == batch.shape and out.min() >= 0 and out.max() <= 1
     assert torch.equal(out, (out * 255).round() / 255)
     return (out[0] * 255).round().int().permute(1, 2, 0).numpy()
@@ -66,8 +66,8 @@ def test_the_grid_of_blocks_begins_before_the_picture():
 def test_every_picture_of_a_batch_has_its_own_quality():
     batch = torch.from_numpy(picture()).permute(2, 0, 1).expand(3, -1, -1, -1) / 255
     quality = torch.tensor([95, 20, 60])
-    together = through_jpeg(batch, quality, 2)
+    together = jpeg_round_trip(batch, quality, 2)
     for i in range(3):
-        assert torch.equal(together[i], through_jpeg(batch[i : i + 1], quality[i : i + 1], 2)[0])
+        assert torch.equal(together[i], jpeg_round_trip(batch[i : i + 1], quality[i : i + 1], 2)[0])
     best, worst, middle = (together - batch).abs().mean((1, 2, 3))
     assert best < middle < worst
