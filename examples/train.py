@@ -185,6 +185,7 @@ def main(args: argparse.Namespace):
         raise ValueError(f"--validation_inference_steps must be at most {scheduler.config.num_train_timesteps}.")
     if any(crop % pipeline.spatial_multiple for crop, _ in args.crop_size):
         raise ValueError(f"--crop_size must be made of multiples of {pipeline.spatial_multiple} for this network.")
+    unet.train()  # a pretrained model comes in evaluation mode
     unet.to(memory_format=torch.channels_last)  # convolutions are some 5% faster, on a GPU more
     optimizer = build_optimizer(args, unet)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
@@ -227,6 +228,7 @@ def main(args: argparse.Namespace):
         num_workers=args.dataloader_num_workers,
         worker_init_fn=ignore_foreign_signals,
         pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # or each start would draw from the generator that dropout uses
     )
 
     # 4. Logging and saving

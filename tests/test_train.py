@@ -323,6 +323,21 @@ def test_goes_on_from_a_pipeline(whole, data, tmp_path):
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
 
 
+def test_dropout_is_active_in_training_and_not_in_validation(whole, data, tmp_path):
+    """With a pretrained model and a learning rate of 0, nothing but dropout can change a score."""
+    dropout = tmp_path / "dropout"
+    shutil.copytree(whole, dropout, ignore=shutil.ignore_patterns("checkpoint-*", "logs"))
+    config = json.loads((whole / "unet" / "config.json").read_text()) | {"dropout": 0.5}
+    (dropout / "unet" / "config.json").write_text(json.dumps(config))
+    options = {"learning_rate": 0.0, "max_train_steps": 3, "validation_steps": 1}
+    with_dropout = run(data, tmp_path / "a", pretrained_model=dropout, **options)
+    without = run(data, tmp_path / "b", pretrained_model=whole, **options)
+    for a, b in zip(with_dropout, without, strict=True):
+        assert a["loss"] != b["loss"] if "loss" in a else a == b
+    scores = [line | {"step": 0} for line in with_dropout if "psnr/noisy" in line]
+    assert len(scores) == 3 and scores[0] == scores[1] == scores[2]
+
+
 def test_learns_from_a_stream(data, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     cells = {
@@ -475,6 +490,15 @@ def test_stopped_and_resumed_is_as_never_stopped(whole, data, tmp_path):
     run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")  # one more
     run(data, tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2")
     assert_same_training(whole, tmp_path, "checkpoint-6")
+
+
+def test_stopped_and_resumed_with_dropout_is_as_never_stopped(data, tmp_path):
+    (tmp_path / "dropout.json").write_text(json.dumps(CONFIG | {"_class_name": "UNet2DModel", "dropout": 0.5}))
+    options = {"model_config": tmp_path / "dropout.json", "max_train_steps": 4}
+    run(data, tmp_path / "whole", **options)
+    run(data, tmp_path / "stopped", max_train_minutes=0, **options)
+    run(data, tmp_path / "stopped", resume_from_checkpoint="latest", **options)
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", "checkpoint-4")
 
 
 def test_resuming_a_finished_training_changes_nothing(whole, data, tmp_path):

@@ -60,13 +60,15 @@ def save_checkpoint(accelerator, folder: Path, recipe: dict, limit: int):
 
 @contextmanager
 def averaged_weights(ema, unet):
-    """Replace the weights of the network by their average within the context."""
+    """Give the network its averaged weights, in evaluation mode, within the context."""
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
+    unet.eval()
     try:
         yield
     finally:
         ema.restore(unet.parameters())
+        unet.train()
 
 
 def save_pipeline(pipeline, card, folder: Path):
