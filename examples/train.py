@@ -42,7 +42,7 @@ from training.checkpoints import (
     save_pipeline,
 )
 from training.data import load_data
-from training.machine import ignore_foreign_signals, keep_freed_memory, stop_signals
+from training.machine import check_launch, ignore_foreign_signals, keep_freed_memory, stop_signals
 from training.model import PRESETS, build_optimizer, build_pipeline
 from training.validation import format_scores, training_card, validate
 
@@ -164,6 +164,7 @@ def main(args: argparse.Namespace):
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(output_dir / "logs")),
     )
+    check_launch(accelerator)
     args.mixed_precision = accelerator.mixed_precision
     is_main, on_cpu = accelerator.is_main_process, accelerator.device.type == "cpu"
     logger.setLevel(logging.INFO if is_main else logging.ERROR)

@@ -647,6 +647,18 @@ def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
         torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
+def test_processes_that_would_not_train_together_are_refused(data, tmp_path):
+    """As `accelerate launch` also starts them, if it was once configured for several GPUs."""
+    options = script(data, tmp_path / "out")
+    del options["env"]["ACCELERATE_USE_CPU"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options, text=True)
+    assert process.returncode != 0
+    assert "train.py: 2 processes were started, but each would train on its own" in process.stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
     options = script(data, tmp_path / "out", max_train_steps=2, push_to_hub=True, hub_model_id="org/trained")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]

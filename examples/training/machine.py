@@ -9,8 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+
 # Parameters of mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def check_launch(accelerator):
+    """Check that the processes that were started train together, which accelerate decides by their device."""
+    num_started = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun and accelerate launch say
+    if num_started != accelerator.num_processes:
+        raise ValueError(
+            f"{num_started} processes were started, but each would train on its own, into the same folder. Without "
+            "GPUs, start one by accelerate launch --cpu --num_processes 1, or several by ACCELERATE_USE_CPU=true "
+            "torchrun --nproc_per_node 2."
+        )
 
 
 def keep_freed_memory():
