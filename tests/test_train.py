@@ -424,6 +424,21 @@ def test_held_out_pictures_are_no_part_of_the_training(data, tmp_path):
     assert not torch.equal(noisy, clean)
 
 
+def test_validation_leaves_out_images_too_small_for_ssim(data, tmp_path, caplog):
+    shutil.copytree(data / "pairs", tmp_path / "pairs")
+    for name in ("noisy", "clean"):
+        Image.new("RGB", (40, 10)).save(tmp_path / "pairs" / name / "tiny.png")
+    lines = run(data, tmp_path / "out", validation_dir=tmp_path / "pairs", max_train_steps=1)
+    assert "tiny.png is 40x10, too small for SSIM, and is left out of validation." in caplog.text
+    assert lines[-1] == run(data, tmp_path / "other", max_train_steps=1)[-1]
+    for name in ("noisy", "clean"):
+        for i in range(2):
+            (tmp_path / "pairs" / name / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match="No validation image has sides of at least 11 px"):
+        run(data, tmp_path / "none", validation_dir=tmp_path / "pairs")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_stream_without_a_validation_split_needs_validation_pairs(data, tmp_path):
     cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(data / "photos")]
     features = datasets.Features({"clean": datasets.Image()})

@@ -1,5 +1,6 @@
 """The training data of train.py, and the pairs that it validates on."""
 
+import logging
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,10 @@ from gdd_diffusers.data.layouts import load_clean, load_hub_dataset, load_pairs,
 from gdd_diffusers.image_processor import pixels_to_tensor
 
 
+logger = logging.getLogger("train")
+
 CROP = 256  # of validation images, at most
+SMALLEST = 11  # side that SSIM is defined for
 
 
 def load_data(args) -> tuple[list[Source], dict[str, list[tuple[torch.Tensor, torch.Tensor]]]]:
@@ -44,6 +48,8 @@ def load_data(args) -> tuple[list[Source], dict[str, list[tuple[torch.Tensor, to
     sets = {}
     for name, dataset in held_out:
         sets.setdefault(name, []).extend(held_out_pairs(dataset, simulator, count))
+    if not any(sets.values()):
+        raise ValueError(f"No validation image has sides of at least {SMALLEST} px.")
     return sources, sets
 
 
@@ -60,6 +66,10 @@ def held_out_pairs(dataset, simulator: CameraNoise, count: int) -> list[tuple[to
     images = PairedImages(dataset.select([i * len(dataset) // count for i in range(count)]))
     pairs = []
     for image in filter(None, (images[i] for i in range(count))):
+        height, width = image["clean"].shape[:2]
+        if min(height, width) < SMALLEST:
+            logger.warning(f"{image['file']} is {width}x{height}, too small for SSIM, and is left out of validation.")
+            continue
         clean, noisy = (center_crop(pixels_to_tensor(image.get(k, image["clean"]))[None]) for k in ("clean", "noisy"))
         if "noisy" not in image:
             clean, noisy = simulator(clean, generator=torch.Generator().manual_seed(len(pairs)))
