@@ -133,6 +133,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     set_names = [Path(folder).resolve().name for folder in args.validation_dir]
     if len(set(set_names)) < len(set_names):
         parser.error(f"--validation_dir folders need names of their own, not {' and '.join(set_names)}.")
+    for source in [*args.clean_dir, *args.noisy_dir, *args.gt_dir, *args.dataset_name]:
+        for folder in (args.output_dir, *args.validation_dir):
+            if Path(source).is_dir() and Path(folder).resolve().is_relative_to(Path(source).resolve()):
+                parser.error(f"{folder} lies in {source}: training would learn from the images that it validates on.")
     if args.pretrained_model and args.prediction_type:
         parser.error("--pretrained_model comes with its own prediction type; leave --prediction_type out.")
     if args.push_to_hub and "/" not in (args.hub_model_id or ""):

@@ -721,6 +721,17 @@ def test_wrong_arguments_are_named_before_any_work(data, tmp_path, capsys, optio
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["output_dir", "validation_dir"])
+@pytest.mark.parametrize("source", ["clean_dir", "noisy_dir", "gt_dir", "dataset_name"])
+def test_validation_images_among_the_sources_are_refused(data, tmp_path, capsys, source, option):
+    options = {"clean_dir": None, source: data / "photos", option: data / "photos" / "mine"}
+    if source in ("noisy_dir", "gt_dir"):
+        options |= {"noisy_dir": data / "pairs/noisy", "gt_dir": data / "pairs/noisy", source: data / "photos"}
+    with pytest.raises(SystemExit):
+        train.parse_args(arguments(data, **{"output_dir": tmp_path} | options))
+    assert "photos/mine lies in" in capsys.readouterr().err
+
+
 def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsys):
     with pytest.raises(SystemExit):
         train.parse_args(arguments(data, whole))
@@ -736,7 +747,7 @@ def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsy
         ({"crop_size": 64}, "is 64x56, but training needs sides of at least 64 px"),
         ({"noise_preset": "webcam"}, "webcam"),
         ({"gt_dir": "photos", "noisy_dir": "pairs/noisy", "clean_dir": None}, "photos/2.png has no partner named 2"),
-        ({"validation_dir": "photos"}, "There is no folder .*photos/noisy"),
+        ({"validation_dir": "pairs/clean"}, "There is no folder .*pairs/clean/noisy"),
         ({"pretrained_model": "absent"}, "absent"),
         ({"report_to": "carrier-pigeon"}, "carrier-pigeon"),
         ({"validation_inference_steps": 1001}, "--validation_inference_steps must be at most 1000"),
@@ -824,8 +835,9 @@ def test_one_unreadable_picture_is_named_and_left_out(data, tmp_path, caplog):
 
 
 def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path)])
-    with pytest.raises(SystemExit, match=f"^train.py: No images were found in {tmp_path}"):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path / "empty")])
+    with pytest.raises(SystemExit, match=f"^train.py: No images were found in {tmp_path}/empty"):
         runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
 
 
