@@ -1,3 +1,4 @@
+import copy
 import json
 import multiprocessing
 import os
@@ -640,6 +641,16 @@ def test_a_full_disk_leaves_the_pipeline_before(tmp_path, pipe):
     with file_size_limit(1000), pytest.raises(OSError, match="pipeline could not be written.*make room"):
         save_pipeline(pipe, ModelCard("after"), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_weights_of_another_form_are_replaced(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path, max_shard_size="10KB")
+    (tmp_path / "unet" / "notes.txt").touch()
+    other = copy.deepcopy(pipe)
+    torch.nn.init.zeros_(other.unet.conv_in.weight)
+    save_pipeline(other, ModelCard("card"), tmp_path)
+    assert not RealDenoisePipeline.from_pretrained(tmp_path).unet.conv_in.weight.any()
+    assert (tmp_path / "unet" / "notes.txt").exists()
 
 
 # Several processes

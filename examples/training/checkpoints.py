@@ -76,10 +76,14 @@ def save_pipeline(pipeline, card, folder: Path):
     with partial_folder(folder / "pipeline") as partial:
         pipeline.save_pretrained(partial)
         card.save(partial / "README.md")
-    for file in [path for path in partial.rglob("*") if path.is_file()]:
-        target = folder / file.relative_to(partial)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(file, target)
+    files = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        os.replace(partial / file, folder / file)
+    # Older weights of another form, such as shards, would be loaded instead of these.
+    for old in (folder / "unet").glob("diffusion_pytorch_model*"):
+        if old.relative_to(folder) not in files:
+            old.unlink()
     shutil.rmtree(partial)
 
 
