@@ -42,7 +42,7 @@ from training.checkpoints import (
     save_pipeline,
 )
 from training.data import load_data
-from training.machine import check_launch, ignore_foreign_signals, keep_freed_memory, stop_signals
+from training.machine import check_launch, has_fast_bf16, ignore_foreign_signals, keep_freed_memory, stop_signals
 from training.model import PRESETS, build_optimizer, build_pipeline
 from training.validation import format_scores, training_card, validate
 
@@ -178,6 +178,8 @@ def main(args: argparse.Namespace):
     num_threads = accelerator.num_processes * torch.get_num_threads()
     if on_cpu:
         keep_freed_memory()
+        if args.mixed_precision == "bf16" and not has_fast_bf16():
+            logger.warning("This CPU only emulates bf16, which is several times slower: use --mixed_precision no.")
         if num_threads == 1 < os.cpu_count():
             logger.warning(
                 f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all."

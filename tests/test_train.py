@@ -825,6 +825,39 @@ def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, capl
     assert "max_train_steps was 6 and is 3, seed was 0 and is 5" in caplog.text
 
 
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx2"])
+def test_warns_of_bf16_on_a_cpu_without_it(data, tmp_path, caplog, monkeypatch, instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, instructions: True})
+    run(data, tmp_path, mixed_precision="bf16", max_train_minutes=0)
+    warned = "This CPU only emulates bf16, which is several times slower: use --mixed_precision no." in caplog.text
+    assert warned == (instructions == "avx2")
+
+
+def test_another_precision_than_the_checkpoints_is_named_though_it_was_not_given(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` sets it
+    run(data, tmp_path, max_train_minutes=0)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
+    assert "mixed_precision was bf16 and is no" in caplog.text
+
+
+def test_a_learning_rate_that_would_have_no_effect_is_refused(data, whole):
+    with pytest.raises(ValueError, match="was trained with --learning_rate 0.001: go on with it, or start again"):
+        run(data, whole, learning_rate=0.01, resume_from_checkpoint="latest")
+
+
+def test_a_checkpoint_with_former_options_goes_on(whole, data, tmp_path, caplog):
+    """Their values that are part of the checkpoint stay; the schedule does not."""
+    run(data, tmp_path, max_train_minutes=0)
+    file = tmp_path / "checkpoint-1" / "recipe.json"
+    recipe = json.loads(file.read_text())
+    recipe["options"] |= {"adam_beta2": 0.9, "ema_decay": 0.9, "lr_scheduler": "linear", "mixed_precision": None}
+    file.write_text(json.dumps(recipe))
+    run(data, tmp_path, resume_from_checkpoint="latest")
+    assert f"{file.parent}: lr_scheduler was linear and is cosine." in caplog.text
+    assert_same_training(whole, tmp_path, "checkpoint-6")
+
+
 def test_says_that_cores_lie_idle(data, tmp_path, caplog, monkeypatch):
     """`accelerate launch` gives a process one thread unless told otherwise, as the tests do."""
     monkeypatch.setattr(os, "cpu_count", lambda: 4)

@@ -106,14 +106,16 @@ def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
         raise ValueError(f"{folder} was not trained with --mixed_precision fp16: go on without it.")
     saved, recipe = json.loads((folder / "recipe.json").read_text()), json.loads(json.dumps(recipe))
     before, now = DEFAULTS | saved["options"], DEFAULTS | recipe["options"]
+    before["mixed_precision"] = before.get("mixed_precision") or now["mixed_precision"]  # formerly None if not given
 
     if changes := describe_changes(saved["model"], recipe["model"]):
         raise ValueError(f"{folder} is of a model with another architecture: {changes}.")
-    if before["optimizer"] != now["optimizer"]:
-        raise ValueError(
-            f"{folder} was trained with --optimizer {before['optimizer']}: go on with it, or start again from the "
-            f"weights, with --pretrained_model {folder.parent} and another --output_dir."
-        )
+    for name in ("optimizer", "learning_rate"):  # their state is part of the checkpoint
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{folder} was trained with --{name} {before[name]}: go on with it, or start again from the weights, "
+                f"with --pretrained_model {folder.parent} and another --output_dir."
+            )
     if changes := describe_changes(before, now):
         logger.warning(f"Options differ from those of {folder}: {changes}.")
     accelerator.load_state(str(folder))

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 
 
 # Parameters of mallopt(3)
@@ -23,6 +24,11 @@ def check_launch(accelerator):
             "GPUs, start one by accelerate launch --cpu --num_processes 1, or several by ACCELERATE_USE_CPU=true "
             "torchrun --nproc_per_node 2."
         )
+
+
+def has_fast_bf16() -> bool:
+    """Return whether the CPU has instructions for bf16: `avx512_bf16`, `amx_bf16` or those of Arm."""
+    return any(value and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
 
 
 def keep_freed_memory():
