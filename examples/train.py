@@ -17,38 +17,34 @@ import time
 from pathlib import Path
 
 
-# Threads that wait for each other should spin for a moment, then sleep: where they spin for long, the default, a data
-# worker or anything else that runs on the CPU makes training several times slower; where they sleep at once, they wake
-# up late. The second is for GNU's OpenMP, the first for others. Both are read when torch is imported.
+# Threads that wait for each other should spin for a moment, then sleep. If they spin for long, the default, anything
+# else that runs on the CPU makes training several times slower; if they sleep at once, they wake up late. The first is
+# read by most OpenMP libraries and the second by GNU's, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers.optimization import SchedulerType, get_scheduler
+from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from training.card import training_card
 from training.checkpoints import (
     averaged_weights,
     find_checkpoints,
     load_checkpoint,
-    outlive_signals,
-    remove_unfinished,
+    remove_partial_folders,
     rewind_log,
     save_checkpoint,
     save_pipeline,
-    stop_signals,
 )
-from training.cpu import keep_freed_memory, noise_processes
 from training.data import load_data
-from training.model import PRESETS, build_pipeline
-from training.optimizer import build_optimizer
-from training.validation import in_words, validate
+from training.machine import check_launch, has_fast_bf16, ignore_foreign_signals, keep_freed_memory, stop_signals
+from training.model import PRESETS, build_optimizer, build_pipeline
+from training.validation import format_scores, training_card, validate
 
 from gdd_diffusers import losses
 from gdd_diffusers.data.batches import TrainingBatches
@@ -56,9 +52,6 @@ from gdd_diffusers.hub import publish
 
 
 logger = logging.getLogger("train")
-
-# Of diffusers; the one left out needs rules of its own.
-LR_SCHEDULERS = sorted({kind.value for kind in SchedulerType} - {"piecewise_constant"})
 
 
 def positive(text: str) -> int:
@@ -68,7 +61,7 @@ def positive(text: str) -> int:
 
 
 def crop_schedule(text: str) -> list[tuple[int, float]]:
-    """`96:0.5,128` to [(96, 0.5), (128, 1.0)]: sizes and the share of the training that each is used up to."""
+    """Parse `96:0.5,128` to [(96, 0.5), (128, 1.0)]: sizes, and the share of the training that each is used up to."""
     try:
         parts = [part.partition(":") for part in text.split(",")]
         schedule = [(positive(size), float(until or 1)) for size, _, until in parts]
@@ -80,42 +73,38 @@ def crop_schedule(text: str) -> list[tuple[int, float]]:
     return schedule
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--clean_dir", action="append", default=[], help="Clean photographs to simulate noise on. Repeatable.")
-    add("--noisy_dir", action="append", default=[], help="Noisy pictures of real pairs. Repeatable.")
-    add("--gt_dir", action="append", default=[], help="Their clean partners, of the same names. Repeatable.")
-    add("--dataset_name", action="append", default=[], help="Hub dataset or folder of one. Repeatable.")
+    add("--noisy_dir", action="append", default=[], help="Noisy images of real pairs. Repeatable.")
+    add("--gt_dir", action="append", default=[], help="Their ground truth, of the same names. Repeatable.")
+    add("--dataset_name", action="append", default=[], help="Dataset on the Hub or in a folder. Repeatable.")
     add("--noisy_column", default="noisy", help="Of the datasets; without it, noise is simulated.")
     add("--clean_column", default="clean")
     add("--weights", type=float, nargs="+", help="How often to draw from each of the above, in this order.")
-    add("--streaming", action="store_true", help="Read the datasets as they come, without storing them.")
+    add("--streaming", action="store_true", help="Read the datasets without storing them.")
     add("--noise_preset", default="mixed", help="The cameras that `CameraNoise` simulates.")
     add("--crop_size", type=crop_schedule, default="96", help="Pixels, or by share of the steps: 96:0.5,128:0.8,192.")
     add("--dataloader_num_workers", type=int, default=1, help="Processes that prepare batches.")
     add = parser.add_argument_group("model").add_argument
     add("--model_config", default="gdd-small", help=f"JSON file, or {PRESETS}.")
-    add("--pretrained_model", help="Folder or Hub repo of a pipeline to train further, instead of a new model.")
-    add("--prediction_type", choices=["sample", "flow_prediction"], help="The output is x0 (default) or the noise.")
+    add("--pretrained_model", help="Folder or Hub repo of a pipeline to fine-tune, instead of a new model.")
+    add("--prediction_type", choices=["sample", "flow_prediction"], help="Predict x0 (default) or the noise.")
     add = parser.add_argument_group("training").add_argument
     add("--output_dir", required=True)
     add("--seed", type=int, default=0)
     add("--train_batch_size", type=positive, default=16, help="Per process, at the first crop size.")
     add("--gradient_accumulation_steps", type=positive, default=1)
-    add("--max_train_steps", type=positive, default=20_000, help="Length of the whole training.")
-    add("--max_train_minutes", type=float, help="Save and exit after this long, to be resumed.")
+    add("--max_train_steps", type=positive, default=20_000)
+    add("--max_train_minutes", type=float, help="Save and exit after this time, to be resumed.")
     add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
     add("--loss_weighting", choices=["none", "noise"], default="none", help="noise: faint noise counts like strong.")
     add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
     add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for the hidden convolutions.")
-    add("--learning_rate", type=float, default=1e-3)
-    add("--lr_scheduler", choices=LR_SCHEDULERS, default="cosine")
+    add("--learning_rate", type=float, default=1e-3, help="At its peak, before the cosine decay to zero.")
     add("--lr_warmup_steps", type=int, default=200)
-    add("--adam_beta2", type=float, default=0.99)
-    add("--adam_weight_decay", type=float, default=0.0)
     add("--max_grad_norm", type=float, default=1.0)
-    add("--ema_decay", type=float, default=0.999)
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: what accelerate was configured with.")
     add = parser.add_argument_group("validating and saving").add_argument
     add("--validation_dir", action="append", default=[], help="Pairs in noisy/ and clean/. Repeatable.")
@@ -124,18 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--validation_inference_steps", type=positive, nargs="+", default=[1, 4])
     add("--checkpointing_steps", type=positive, default=500)
     add("--checkpoints_total_limit", type=positive, default=2)
-    add("--resume_from_checkpoint", help="Folder of a checkpoint, or `latest`, which begins anew if there is none.")
+    add("--resume_from_checkpoint", help="Folder of a checkpoint, or `latest`, which starts anew if there is none.")
     add("--report_to", default="tensorboard", help="Any tracker of accelerate, or none.")
     add("--license", default="unknown", help="Of the weights, for the model card.")
     add("--push_to_hub", action="store_true")
     add("--hub_model_id", help="ORG/NAME.")
-    add("--hub_private_repo", action="store_true")
-    return parser
-
-
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = build_parser()
     args = parser.parse_args(argv)
+
     args.command = sys.argv[1:] if argv is None else argv
     num_sources = len(args.clean_dir) + len(args.noisy_dir) + len(args.dataset_name)
     if num_sources == 0:
@@ -149,6 +133,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     set_names = [Path(folder).resolve().name for folder in args.validation_dir]
     if len(set(set_names)) < len(set_names):
         parser.error(f"--validation_dir folders need names of their own, not {' and '.join(set_names)}.")
+    for source in [*args.clean_dir, *args.noisy_dir, *args.gt_dir, *args.dataset_name]:
+        for folder in (args.output_dir, *args.validation_dir):
+            if Path(source).is_dir() and Path(folder).resolve().is_relative_to(Path(source).resolve()):
+                parser.error(f"{folder} lies in {source}: training would learn from the images that it validates on.")
     if args.pretrained_model and args.prediction_type:
         parser.error("--pretrained_model comes with its own prediction type; leave --prediction_type out.")
     if args.push_to_hub and "/" not in (args.hub_model_id or ""):
@@ -158,8 +146,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def main(args) -> tuple[float, float]:
-    """Train, and return the speed of each process in Mpx/s and the share of the time that it waited for data."""
+def training_step(args, unet: torch.nn.Module, scheduler, pixel_unshuffle: int, batch: dict) -> torch.Tensor:
+    """Return the loss of the network's x0_hat, from x_t on the line between the clean and the noisy images."""
+    clean, noisy = (batch[name].float() / 127.5 - 1 for name in ("clean", "noisy"))
+    u = batch["u"]
+    t = scheduler.config.num_train_timesteps * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
+    x_t = scheduler.add_noise(clean, noisy, t)
+    output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
+    x0_hat = scheduler.get_pred_original_sample(output, t, x_t)
+    weight = losses.noise_weight(clean, noisy) if args.loss_weighting == "noise" else 1.0
+    return getattr(losses, args.loss)(x0_hat, clean, weight)
+
+
+def main(args: argparse.Namespace):
     started = time.monotonic()
     output_dir = Path(args.output_dir)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
@@ -169,57 +168,55 @@ def main(args) -> tuple[float, float]:
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(output_dir / "logs")),
     )
-    is_main = accelerator.is_main_process
+    check_launch(accelerator)
+    args.mixed_precision = accelerator.mixed_precision
+    is_main, on_cpu = accelerator.is_main_process, accelerator.device.type == "cpu"
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
-    on_one_core = accelerator.num_processes == torch.get_num_threads() == 1
-    if accelerator.device.type == "cpu" and on_one_core and os.cpu_count() > 1:
-        logger.warning(f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all.")
     if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"{args.report_to} is not installed: pip install {args.report_to}, or give --report_to none.")
-
-    if accelerator.device.type == "cpu":
+    num_threads = accelerator.num_processes * torch.get_num_threads()
+    if on_cpu:
         keep_freed_memory()
+        if args.mixed_precision == "bf16" and not has_fast_bf16():
+            logger.warning("This CPU only emulates bf16, which is several times slower: use --mixed_precision no.")
+        if num_threads == 1 < os.cpu_count():
+            logger.warning(
+                f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all."
+            )
 
     # 1. Model
     pipeline = build_pipeline(args)
-    unet, scheduler = pipeline.unet, pipeline.scheduler
-    pixel_unshuffle, T = pipeline.config.pixel_unshuffle, scheduler.config.num_train_timesteps
-    if max(args.validation_inference_steps) > T:
-        raise ValueError(f"--validation_inference_steps must be at most {T}.")
-    multiple = pixel_unshuffle * 2 ** (len(unet.config.block_out_channels) - 1)
-    if any(crop % multiple for crop, _ in args.crop_size):
-        raise ValueError(f"--crop_size must be made of multiples of {multiple} for this network.")
+    unet, scheduler, pixel_unshuffle = pipeline.unet, pipeline.scheduler, pipeline.config.pixel_unshuffle
+    if max(args.validation_inference_steps) > scheduler.config.num_train_timesteps:
+        raise ValueError(f"--validation_inference_steps must be at most {scheduler.config.num_train_timesteps}.")
+    if any(crop % pipeline.spatial_multiple for crop, _ in args.crop_size):
+        raise ValueError(f"--crop_size must be made of multiples of {pipeline.spatial_multiple} for this network.")
+    unet.train()  # a pretrained model comes in evaluation mode
     unet.to(memory_format=torch.channels_last)  # convolutions are some 5% faster, on a GPU more
     optimizer = build_optimizer(args, unet)
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
-    ema = EMAModel(unet.parameters(), args.ema_decay, foreach=True, use_ema_warmup=True, power=0.75)
+    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
+    ema = EMAModel(unet.parameters(), decay=0.999, foreach=True, use_ema_warmup=True, power=0.75)
     unet, optimizer = accelerator.prepare(unet, optimizer)
-    # Prepared by accelerate, the schedule would advance once per process; it counts optimizer steps here.
+    # If accelerate prepared the schedule, it would advance once per process; here it counts optimizer steps.
     accelerator.register_for_checkpointing(lr_scheduler, ema)
-    loss_function = getattr(losses, args.loss)
 
-    # 2. Where to begin
+    # 2. Checkpoint to start from
     recipe = {
         "options": vars(args) | {"num_processes": accelerator.num_processes},
         "model": {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
         | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
     }
-    start = 0
+    step = 0
     if args.resume_from_checkpoint:
         latest = args.resume_from_checkpoint == "latest"
         checkpoints = find_checkpoints(output_dir) if latest else [Path(args.resume_from_checkpoint)]
         if checkpoints:
-            start = load_checkpoint(accelerator, checkpoints[-1], recipe)
+            step = load_checkpoint(accelerator, checkpoints[-1], recipe)
     ema.to(accelerator.device)  # a checkpoint's average is loaded to the CPU
 
-    # 3. Data, and where to log
+    # 3. Data
     sources, validation_sets = load_data(args)
-    # What trains also simulates the noise, unless a CPU has cores to spare for a worker, who would else hold up all.
-    num_threads = accelerator.num_processes * torch.get_num_threads()
-    cores_to_spare = accelerator.device.type == "cpu" and num_threads < os.cpu_count()
     batches = TrainingBatches(
         sources,
         batch_size=args.train_batch_size,
@@ -228,53 +225,65 @@ def main(args) -> tuple[float, float]:
         seed=args.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        device=None if cores_to_spare else accelerator.device,
+        # Noise is simulated by the data workers if the CPU has cores to spare, and where the network trains if not.
+        device=None if on_cpu and num_threads < os.cpu_count() else accelerator.device,
     )
+    loader = torch.utils.data.DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(step * args.gradient_accumulation_steps, len(batches)),
+        num_workers=args.dataloader_num_workers,
+        worker_init_fn=ignore_foreign_signals,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # or each start would draw from the generator that dropout uses
+    )
+
+    # 4. Logging and saving
     log_file, validations = output_dir / "log.jsonl", []
-    best_by = f"psnr/improved_{args.validation_inference_steps[0]}"
     if is_main:
         if args.push_to_hub:  # a missing login should not be found at the end
-            create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
+            create_repo(args.hub_model_id, exist_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
-        remove_unfinished(output_dir)
-        validations = [line for line in rewind_log(log_file, start) if "psnr/noisy" in line]
+        remove_partial_folders(output_dir)
+        validations = [line for line in rewind_log(log_file, step) if "psnr/noisy" in line]
 
-    def log(step, values):
+    def log(values):
         accelerator.log(values, step=step)
         with log_file.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
 
-    def save_average(folder, step):
-        card = training_card(args, accelerator, folder, step, sources, validation_sets, validations)
+    def save_average(folder):
+        num_processes = accelerator.num_processes
+        card = training_card(args, num_processes, folder, step, sources, validation_sets, validations)
         with averaged_weights(ema, pipeline.unet):
             save_pipeline(pipeline, card, folder)
 
-    # 4. Train
-    step, micro_losses, waited, num_pixels, stop = start, [], 0.0, 0, False
-    loader = torch.utils.data.DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start * args.gradient_accumulation_steps, len(batches)),
-        num_workers=args.dataloader_num_workers,
-        worker_init_fn=outlive_signals,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    bar = tqdm(total=args.max_train_steps, initial=start, disable=not is_main)
-    with bar as progress, stop_signals() as signals, logging_redirect_tqdm(), noise_processes(batches) as simulate:
-        loop_started = asked = time.monotonic()
+    def validate_average():
+        """Validate the averaged weights, and save them in `best` if they are."""
+        image_file = output_dir / "validation" / f"step-{step:06d}.png"
+        with averaged_weights(ema, pipeline.unet), accelerator.autocast():
+            scores = validate(pipeline, validation_sets, args.validation_inference_steps, image_file)
+        log(scores)
+        logger.info(f"step {step}: {format_scores(scores)}")
+        # A resumed training may have other images; only scores on the same ones can be compared.
+        metric = f"psnr/improved_{args.validation_inference_steps[0]}"
+        earlier = [line.get(metric, 0) for line in validations if line["psnr/noisy"] == scores["psnr/noisy"]]
+        validations.append({"step": step} | scores)
+        if scores[metric] > max(earlier, default=0):
+            save_average(output_dir / "best")
+
+    # 5. Train
+    micro_losses, waited, num_pixels, stop = [], 0.0, 0, False
+    progress = tqdm(total=args.max_train_steps, initial=step, disable=not is_main)
+    with progress, stop_signals() as signals, logging_redirect_tqdm():
+        loop_started = requested = time.monotonic()
         for batch in loader:
-            waited += time.monotonic() - asked
-            batch = simulate(batch)
-            clean, noisy = (batch[k].to(accelerator.device).float() / 127.5 - 1 for k in ("clean", "noisy"))
-            num_pixels += clean.numel() / 3
-            u = batch["u"].to(accelerator.device)
-            t = T * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
+            waited += time.monotonic() - requested
+            batch = send_to_device(batches.simulate(batch), accelerator.device)
+            num_pixels += batch["clean"].numel() / 3
             with accelerator.accumulate(unet):
-                x_t = scheduler.add_noise(clean, noisy, t)
-                output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
-                weight = losses.noise_weight(clean, noisy) if args.loss_weighting == "noise" else 1.0
-                loss = loss_function(scheduler.get_pred_original_sample(output, t, x_t), clean, weight)
+                loss = training_step(args, unet, scheduler, pixel_unshuffle, batch)
                 micro_losses.append(accelerator.reduce(loss.detach(), "mean").item())
                 if not math.isfinite(micro_losses[-1]):
                     files = ", ".join(dict.fromkeys(batch["files"]))
@@ -290,51 +299,40 @@ def main(args) -> tuple[float, float]:
                 step += 1
                 if is_main:
                     loss = sum(micro_losses) / len(micro_losses)
-                    log(step, {"loss": loss, "learning_rate": lr_scheduler.get_last_lr()[0]})
+                    log({"loss": loss, "learning_rate": lr_scheduler.get_last_lr()[0]})
                     progress.set_postfix(loss=f"{loss:.4f}")
                     progress.update()
                 micro_losses = []
 
-                # Processes hear signals and see clocks of their own, and must stop at the same step.
+                # Each process receives its own signals and has its own clock, but all must stop at the same step.
                 minutes = (time.monotonic() - started) / 60
-                stop = bool(signals) or (args.max_train_minutes is not None and minutes > args.max_train_minutes)
-                stop = accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum").item() > 0
-                done = step == args.max_train_steps
+                if signals or (args.max_train_minutes is not None and minutes > args.max_train_minutes):
+                    accelerator.set_trigger()
+                stop, done = accelerator.check_trigger(), step == args.max_train_steps
                 if is_main and (step % args.validation_steps == 0 or done):
-                    picture_file = output_dir / "validation" / f"step-{step:06d}.png"
-                    with averaged_weights(ema, pipeline.unet), accelerator.autocast():
-                        scores = validate(pipeline, validation_sets, args.validation_inference_steps, picture_file)
-                    log(step, scores)
-                    logger.info(f"step {step}: {in_words(scores)}")
-                    # Only scores on the same pictures, which a resumed training may not have, can be compared.
-                    before = [v.get(best_by, 0) for v in validations if v["psnr/noisy"] == scores["psnr/noisy"]]
-                    validations.append({"step": step} | scores)
-                    if scores[best_by] > max(before, default=0):
-                        save_average(output_dir / "best", step)
+                    validate_average()
                 if step % args.checkpointing_steps == 0 or stop or done:
-                    save_checkpoint(
-                        accelerator, output_dir / f"checkpoint-{step}", recipe, args.checkpoints_total_limit
-                    )
+                    folder = output_dir / f"checkpoint-{step}"
+                    save_checkpoint(accelerator, folder, recipe, args.checkpoints_total_limit)
                     if is_main:
-                        save_average(output_dir, step)
+                        save_average(output_dir)
                 if stop:
                     break
-            asked = time.monotonic()
+            requested = time.monotonic()
     seconds = time.monotonic() - loop_started
-    speed, waiting = num_pixels / 1e6 / seconds, waited / seconds
     logger.info(
-        f"{'Done' if step == args.max_train_steps else 'Stopped'} after step {step}: {speed:.3f} Mpx/s on each of "
-        f"{accelerator.num_processes} processes, {waiting:.1%} of the time waiting for data."
+        f"{'Done' if step == args.max_train_steps else 'Stopped'} after step {step}: "
+        f"{num_pixels / 1e6 / seconds:.3f} Mpx/s on each of {accelerator.num_processes} processes, "
+        f"{waited / seconds:.1%} of the time waiting for data."
     )
 
-    # 5. Publish
+    # 6. Publish
     if args.push_to_hub and is_main:
         try:
-            publish(output_dir, args.hub_model_id, private=args.hub_private_repo or None)
+            publish(output_dir, args.hub_model_id)
         except RuntimeError as error:
             raise ValueError(f"{output_dir} is trained but not published: {error}") from error
     accelerator.end_training()
-    return speed, waiting
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import copy
 import json
 import multiprocessing
 import os
@@ -28,9 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
-from gdd_diffusers.data.batches import Source, TrainingBatches
-from gdd_diffusers.data.camera_noise import CameraNoise
-from gdd_diffusers.data.layouts import find_images, load_clean, load_pairs
+from gdd_diffusers.data.layouts import find_images
 from gdd_diffusers.metrics import psnr
 
 
@@ -38,16 +37,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train  # noqa: E402
-from training import curves, throughput  # noqa: E402
-from training.checkpoints import (  # noqa: E402
-    find_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    save_pipeline,
-    stop_signals,
-)
-from training.cpu import noise_processes  # noqa: E402
+from training import curves  # noqa: E402
+from training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, save_pipeline  # noqa: E402
 from training.data import load_data  # noqa: E402
+from training.machine import stop_signals  # noqa: E402
 from training.validation import validate  # noqa: E402
 
 
@@ -178,7 +171,7 @@ def test_the_card_tells_how_it_was_made_and_no_path_of_this_machine(whole, data)
     assert "license: apache-2.0" in card
     assert "library_name: diffusers" in card
     assert "--clean_dir photos --validation_dir pairs --model_config tiny.json" in card
-    assert "5 pictures, noise simulated by CameraNoise('gaussian')" in card
+    assert "5 images, noise simulated by CameraNoise('gaussian')" in card
     assert "6 of 6 steps" in card and "accelerate launch --mixed_precision no examples/train.py" in card
     assert "| step | noisy | improved 1 | origin 1 |" in card
     assert card.count("\n| 3 |") == card.count("\n| 6 |") == 1
@@ -331,6 +324,21 @@ def test_goes_on_from_a_pipeline(whole, data, tmp_path):
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
 
 
+def test_dropout_is_active_in_training_and_not_in_validation(whole, data, tmp_path):
+    """With a pretrained model and a learning rate of 0, nothing but dropout can change a score."""
+    dropout = tmp_path / "dropout"
+    shutil.copytree(whole, dropout, ignore=shutil.ignore_patterns("checkpoint-*", "logs"))
+    config = json.loads((whole / "unet" / "config.json").read_text()) | {"dropout": 0.5}
+    (dropout / "unet" / "config.json").write_text(json.dumps(config))
+    options = {"learning_rate": 0.0, "max_train_steps": 3, "validation_steps": 1}
+    with_dropout = run(data, tmp_path / "a", pretrained_model=dropout, **options)
+    without = run(data, tmp_path / "b", pretrained_model=whole, **options)
+    for a, b in zip(with_dropout, without, strict=True):
+        assert a["loss"] != b["loss"] if "loss" in a else a == b
+    scores = [line | {"step": 0} for line in with_dropout if "psnr/noisy" in line]
+    assert len(scores) == 3 and scores[0] == scores[1] == scores[2]
+
+
 def test_learns_from_a_stream(data, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     cells = {
@@ -370,7 +378,6 @@ def test_validates_on_several_sets_and_keeps_the_best_weights_by_all_their_pairs
         "validation_dir": [data / "pairs", tmp_path / "still"],
         "prediction_type": "flow_prediction",
         "learning_rate": 0.03,
-        "lr_scheduler": "constant",
         "validation_steps": 1,
         "validation_inference_steps": "2 1",
         "checkpointing_steps": 1,
@@ -418,6 +425,21 @@ def test_held_out_pictures_are_no_part_of_the_training(data, tmp_path):
     assert not torch.equal(noisy, clean)
 
 
+def test_validation_leaves_out_images_too_small_for_ssim(data, tmp_path, caplog):
+    shutil.copytree(data / "pairs", tmp_path / "pairs")
+    for name in ("noisy", "clean"):
+        Image.new("RGB", (40, 10)).save(tmp_path / "pairs" / name / "tiny.png")
+    lines = run(data, tmp_path / "out", validation_dir=tmp_path / "pairs", max_train_steps=1)
+    assert "tiny.png is 40x10, too small for SSIM, and is left out of validation." in caplog.text
+    assert lines[-1] == run(data, tmp_path / "other", max_train_steps=1)[-1]
+    for name in ("noisy", "clean"):
+        for i in range(2):
+            (tmp_path / "pairs" / name / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match="No validation image has sides of at least 11 px"):
+        run(data, tmp_path / "none", validation_dir=tmp_path / "pairs")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_stream_without_a_validation_split_needs_validation_pairs(data, tmp_path):
     cells = [{"bytes": path.read_bytes(), "path": path.name} for path in find_images(data / "photos")]
     features = datasets.Features({"clean": datasets.Image()})
@@ -433,13 +455,14 @@ def test_curves_show_what_was_logged(whole, tmp_path, monkeypatch):
     scores = [line for line in lines if "psnr/noisy" in line]
     scores = [line | {"psnr/improved_3": 20.0, "psnr/origin_3": 19.0, "psnr/noisy/dark": 10.0} for line in scores]
     axes = plt.figure().add_subplot()
-    entries = curves.draw_psnr(axes, scores, "C0", "")
-    assert set(entries) == {"noisy", "improved, 1 step", "improved, 3 steps", "origin, 3 steps"}
-    noisy, one_step, *_ = axes.lines
+    curves.draw_psnr(axes, scores, "run", "")
+    shown = {line.get_label(): line for line in axes.lines}
+    assert set(shown) == {"run, noisy", "run, improved 1", "run, improved 3", "run, origin 3"}
+    noisy, one_step = shown["run, noisy"], shown["run, improved 1"]
     assert set(noisy.get_ydata()) == {scores[0]["psnr/noisy"]}
     np.testing.assert_array_equal(one_step.get_xydata(), [[line["step"], line["psnr/improved_1"]] for line in scores])
     axes = plt.figure().add_subplot()
-    curves.draw_loss(axes, lines, "C0", "run")
+    curves.draw_loss(axes, lines, "run")
     losses = [[line["step"], line["loss"]] for line in lines if "loss" in line]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), losses)
 
@@ -454,25 +477,12 @@ def test_curves_show_what_was_logged(whole, tmp_path, monkeypatch):
         runpy.run_path(curves.__file__, run_name="__main__")
 
 
-def test_throughput_compares_with_a_bare_loop(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "START_STEPS", 4)
-    monkeypatch.setattr(throughput, "TURN", 2)
-    monkeypatch.setattr(os, "cpu_count", torch.get_num_threads)  # none is to spare for a worker's noise
-    throughput.main(arguments(data, tmp_path, max_train_steps=9, dataloader_num_workers=1))
-    said = capsys.readouterr().out
-    assert re.search(r"train.py: \d+ ms a step, bare loop: \d+ ms, medians of 3 turns of 2", said)
-    assert re.search(r"train.py reaches [\d.]+% of the bare loop; half of the turns \d+% to \d+%", said)
-    assert re.search(r"The noise of a batch takes \d+ ms, [\d.]+% of a step", said)
-    with pytest.raises(ValueError, match="--max_train_steps must be at least 6"):
-        throughput.main(arguments(data, tmp_path, max_train_steps=5))
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept(kept):
     script = f"""
 import resource, torch
-from training.cpu import keep_freed_memory
+from training.machine import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 for i in range(40):
@@ -486,49 +496,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(faults) < 5 * 9766 if kept else int(faults) >= 20 * 9766
 
 
-def test_noise_processes_simulate_as_one_process_does(data, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    pairs = load_pairs(data / "pairs/noisy", data / "pairs/clean")
-    sources = [Source(load_clean(data / "photos"), 3.0, CameraNoise()), Source(pairs, 1.0)]
-    batches = TrainingBatches(sources, 20, [(16, 0.5), (32, 1.0)], 4, device="cpu")
-    with noise_processes(batches) as simulate:
-        for k in range(4):
-            item, expected = batches[k], batches.simulate(batches[k])
-            simulated = simulate(item)
-            assert simulated.keys() == expected.keys() and simulated["files"] == expected["files"]
-            for name in ("clean", "noisy", "u"):
-                assert torch.equal(simulated[name], expected[name])
-            assert torch.equal(item["clean"], batches[k]["clean"])  # the item stays as it is
-        processes = multiprocessing.active_children()
-        assert len(processes) == 2
-    assert not any(process.is_alive() for process in processes)
-
-
-def test_a_noise_process_that_was_killed_is_said(data, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    source = Source(load_clean(data / "photos"), 1.0, CameraNoise())
-    batches = TrainingBatches([source], 16, [(16, 1.0)], 9, device="cpu")
-    with pytest.raises(ChildProcessError, match="killed.*--resume_from_checkpoint latest"):
-        with noise_processes(batches) as simulate:
-            simulate(batches[0])
-            multiprocessing.active_children()[0].kill()
-            for k in range(1, 9):
-                simulate(batches[k])
-
-
-@pytest.mark.parametrize(
-    "num_threads, batch_size, device", [(1, 16, "cpu"), (2, 8, "cpu"), (2, 16, "cuda"), (2, 16, None)]
-)
-def test_one_thread_a_small_batch_a_gpu_or_a_worker_needs_no_noise_processes(
-    data, monkeypatch, num_threads, batch_size, device
-):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
-    source = Source(load_clean(data / "photos"), 1.0, CameraNoise())
-    batches = TrainingBatches([source], batch_size, [(16, 1.0)], 1, device=device)
-    with noise_processes(batches) as simulate:
-        assert simulate == batches.simulate
-
-
 # Stopping and going on
 
 
@@ -539,6 +506,15 @@ def test_stopped_and_resumed_is_as_never_stopped(whole, data, tmp_path):
     run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")  # one more
     run(data, tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2")
     assert_same_training(whole, tmp_path, "checkpoint-6")
+
+
+def test_stopped_and_resumed_with_dropout_is_as_never_stopped(data, tmp_path):
+    (tmp_path / "dropout.json").write_text(json.dumps(CONFIG | {"_class_name": "UNet2DModel", "dropout": 0.5}))
+    options = {"model_config": tmp_path / "dropout.json", "max_train_steps": 4}
+    run(data, tmp_path / "whole", **options)
+    run(data, tmp_path / "stopped", max_train_minutes=0, **options)
+    run(data, tmp_path / "stopped", resume_from_checkpoint="latest", **options)
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", "checkpoint-4")
 
 
 def test_resuming_a_finished_training_changes_nothing(whole, data, tmp_path):
@@ -570,18 +546,18 @@ def test_signals_are_noted_and_handlers_given_back(number):
         assert received == [number, number]
 
 
-def script(data, output_dir, num_threads=1, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "ACCELERATE_USE_CPU": "true"}
+def script(data, output_dir, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     arguments_of_script = arguments(data, output_dir, **options)
     return {"args": arguments_of_script, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
 @contextmanager
-def endless_training(data, output_dir, num_threads):
+def endless_training(data, output_dir):
     """A process that has trained for at least a step, with a data worker, and its output up to there."""
     options = {"max_train_steps": 100_000, "checkpointing_steps": 100_000}
     options |= {"train_batch_size": 16, "dataloader_num_workers": 1}
-    options = script(data, output_dir, num_threads, **options)
+    options = script(data, output_dir, **options)
     words = [sys.executable, EXAMPLES / "train.py", *options.pop("args")]
     with subprocess.Popen(words, **options, text=True, start_new_session=True) as process:
         output = ""
@@ -590,14 +566,9 @@ def endless_training(data, output_dir, num_threads):
         yield process, output
 
 
-# With all cores training there are processes that simulate noise.
-THREADS = [1, os.cpu_count()]
-
-
-@pytest.mark.parametrize("num_threads", THREADS)
-def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path, num_threads):
+def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
     """It goes to the whole process group, as from `timeout` or a terminal: the other processes hear it as well."""
-    with endless_training(data, tmp_path, num_threads) as (process, output):
+    with endless_training(data, tmp_path) as (process, output):
         os.killpg(process.pid, signal.SIGTERM)
         output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
@@ -608,13 +579,12 @@ def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path, num_thread
     RealDenoisePipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("num_threads", THREADS)
-def test_killed_it_leaves_no_process_behind(data, tmp_path, num_threads):
-    with endless_training(data, tmp_path, num_threads) as (process, _):
+def test_killed_it_leaves_no_process_behind(data, tmp_path):
+    with endless_training(data, tmp_path) as (process, _):
         others = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-    assert len(others) >= (1 if num_threads == 1 else 3)
+    assert others
     assert not psutil.wait_procs(others, timeout=30)[1]
 
 
@@ -673,6 +643,16 @@ def test_a_full_disk_leaves_the_pipeline_before(tmp_path, pipe):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_weights_of_another_form_are_replaced(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path, max_shard_size="10KB")
+    (tmp_path / "unet" / "notes.txt").touch()
+    other = copy.deepcopy(pipe)
+    torch.nn.init.zeros_(other.unet.conv_in.weight)
+    save_pipeline(other, ModelCard("card"), tmp_path)
+    assert not RealDenoisePipeline.from_pretrained(tmp_path).unet.conv_in.weight.any()
+    assert (tmp_path / "unet" / "notes.txt").exists()
+
+
 # Several processes
 
 
@@ -691,6 +671,18 @@ def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     for name, tensor in load_file(tmp_path / WEIGHTS).items():
         torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
+def test_processes_that_would_not_train_together_are_refused(data, tmp_path):
+    """As `accelerate launch` also starts them, if it was once configured for several GPUs."""
+    options = script(data, tmp_path / "out")
+    del options["env"]["ACCELERATE_USE_CPU"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options, text=True)
+    assert process.returncode != 0
+    assert "train.py: 2 processes were started, but each would train on its own" in process.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
@@ -730,8 +722,6 @@ def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
         ({"crop_size": "96:0.5"}, "must be pixels, or a schedule"),
         ({"crop_size": "96:0.8,128:0.5,192"}, "must be pixels, or a schedule"),
         ({"crop_size": "0"}, "must be pixels, or a schedule"),
-        ({"lr_scheduler": "cliff"}, "--lr_scheduler: invalid choice: 'cliff'"),
-        ({"lr_scheduler": "piecewise_constant"}, "--lr_scheduler: invalid choice"),
     ],
 )
 def test_wrong_arguments_are_named_before_any_work(data, tmp_path, capsys, options, message):
@@ -740,6 +730,17 @@ def test_wrong_arguments_are_named_before_any_work(data, tmp_path, capsys, optio
     assert exit.value.code == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["output_dir", "validation_dir"])
+@pytest.mark.parametrize("source", ["clean_dir", "noisy_dir", "gt_dir", "dataset_name"])
+def test_validation_images_among_the_sources_are_refused(data, tmp_path, capsys, source, option):
+    options = {"clean_dir": None, source: data / "photos", option: data / "photos" / "mine"}
+    if source in ("noisy_dir", "gt_dir"):
+        options |= {"noisy_dir": data / "pairs/noisy", "gt_dir": data / "pairs/noisy", source: data / "photos"}
+    with pytest.raises(SystemExit):
+        train.parse_args(arguments(data, **{"output_dir": tmp_path} | options))
+    assert "photos/mine lies in" in capsys.readouterr().err
 
 
 def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsys):
@@ -757,7 +758,7 @@ def test_an_output_folder_with_checkpoints_is_not_overwritten(whole, data, capsy
         ({"crop_size": 64}, "is 64x56, but training needs sides of at least 64 px"),
         ({"noise_preset": "webcam"}, "webcam"),
         ({"gt_dir": "photos", "noisy_dir": "pairs/noisy", "clean_dir": None}, "photos/2.png has no partner named 2"),
-        ({"validation_dir": "photos"}, "There is no folder .*photos/noisy"),
+        ({"validation_dir": "pairs/clean"}, "There is no folder .*pairs/clean/noisy"),
         ({"pretrained_model": "absent"}, "absent"),
         ({"report_to": "carrier-pigeon"}, "carrier-pigeon"),
         ({"validation_inference_steps": 1001}, "--validation_inference_steps must be at most 1000"),
@@ -774,7 +775,7 @@ def test_bad_input_gets_one_clear_sentence(data, tmp_path, monkeypatch, options,
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps(CONFIG | {"colour": "blue"})])
 def test_a_config_that_configures_nothing_is_named(data, tmp_path, text):
     (tmp_path / "mine.json").write_text(text)
-    with pytest.raises(ValueError, match="mine.json is no configuration of a network"):
+    with pytest.raises(ValueError, match="mine.json is not the configuration of a network"):
         run(data, tmp_path / "out", model_config=tmp_path / "mine.json")
 
 
@@ -782,7 +783,7 @@ def test_a_config_that_configures_nothing_is_named(data, tmp_path, text):
     "channels, message",
     [
         ({"out_channels": 3}, "12 input channels, and must have as many output channels, but has 3"),
-        ({"in_channels": 4, "out_channels": 4}, "mine.json is for grey pictures"),
+        ({"in_channels": 4, "out_channels": 4}, "mine.json is for grayscale images"),
     ],
 )
 def test_a_config_whose_channels_do_not_fit_is_named(data, tmp_path, channels, message):
@@ -819,9 +820,42 @@ def test_a_checkpoint_of_another_architecture_is_refused(whole, data, tmp_path):
 def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, caplog):
     run(data, tmp_path, max_train_minutes=0)
     run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
-    assert "Not all is as in" not in caplog.text
+    assert "Options differ from" not in caplog.text
     run(data, tmp_path, seed=5, max_train_steps=3, resume_from_checkpoint="latest")
     assert "max_train_steps was 6 and is 3, seed was 0 and is 5" in caplog.text
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx2"])
+def test_warns_of_bf16_on_a_cpu_without_it(data, tmp_path, caplog, monkeypatch, instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, instructions: True})
+    run(data, tmp_path, mixed_precision="bf16", max_train_minutes=0)
+    warned = "This CPU only emulates bf16, which is several times slower: use --mixed_precision no." in caplog.text
+    assert warned == (instructions == "avx2")
+
+
+def test_another_precision_than_the_checkpoints_is_named_though_it_was_not_given(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` sets it
+    run(data, tmp_path, max_train_minutes=0)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
+    assert "mixed_precision was bf16 and is no" in caplog.text
+
+
+def test_a_learning_rate_that_would_have_no_effect_is_refused(data, whole):
+    with pytest.raises(ValueError, match="was trained with --learning_rate 0.001: go on with it, or start again"):
+        run(data, whole, learning_rate=0.01, resume_from_checkpoint="latest")
+
+
+def test_a_checkpoint_with_former_options_goes_on(whole, data, tmp_path, caplog):
+    """Their values that are part of the checkpoint stay; the schedule does not."""
+    run(data, tmp_path, max_train_minutes=0)
+    file = tmp_path / "checkpoint-1" / "recipe.json"
+    recipe = json.loads(file.read_text())
+    recipe["options"] |= {"adam_beta2": 0.9, "ema_decay": 0.9, "lr_scheduler": "linear", "mixed_precision": None}
+    file.write_text(json.dumps(recipe))
+    run(data, tmp_path, resume_from_checkpoint="latest")
+    assert f"{file.parent}: lr_scheduler was linear and is cosine." in caplog.text
+    assert_same_training(whole, tmp_path, "checkpoint-6")
 
 
 def test_says_that_cores_lie_idle(data, tmp_path, caplog, monkeypatch):
@@ -845,8 +879,9 @@ def test_one_unreadable_picture_is_named_and_left_out(data, tmp_path, caplog):
 
 
 def test_only_the_sentence_is_printed(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path)])
-    with pytest.raises(SystemExit, match=f"^train.py: No images were found in {tmp_path}"):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments(data, tmp_path / "out", clean_dir=tmp_path / "empty")])
+    with pytest.raises(SystemExit, match=f"^train.py: No images were found in {tmp_path}/empty"):
         runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
 
 

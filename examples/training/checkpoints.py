@@ -1,52 +1,53 @@
-"""What train.py keeps: the averaged weights as a pipeline, and checkpoints to go on from after any stop."""
+"""The pipeline and the checkpoints that train.py saves."""
 
 import json
 import logging
 import os
 import re
 import shutil
-import signal
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 
 logger = logging.getLogger("train")
 
-# Options that may differ each time a training goes on.
-OF_ONE_RUN = {"command", "resume_from_checkpoint", "max_train_minutes"}
+# Options that may change from run to run, and former ones whose values are part of the checkpoint
+NOT_COMPARED = {"command", "resume_from_checkpoint", "max_train_minutes", "hub_private_repo"}
+NOT_COMPARED |= {"adam_beta2", "adam_weight_decay", "ema_decay"}
+# What a checkpoint was trained with where its recipe.json does not say, and what is used now that there is no option
+DEFAULTS = {"optimizer": "adamw", "lr_scheduler": "cosine"}
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """From the folder's name, behind which a copy may say more; `None` if it is named otherwise."""
-    name = re.match(r"checkpoint-(\d+)", checkpoint.name)
-    return int(name[1]) if name else None
+    """Return the step in the name of a folder, `checkpoint-STEP` or a copy of it such as `checkpoint-STEP-old`."""
+    match = re.match(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def find_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Whole checkpoints, the latest last."""
+    """Return the complete checkpoints, the latest last."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(folders, key=step_of)
 
 
 @contextmanager
-def written_whole(folder: Path):
-    """A folder to write in, beside `folder`, whose content is moved there by the caller when it is whole."""
+def partial_folder(folder: Path):
+    """Yield a folder beside `folder` to write to, which is deleted if writing fails."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         yield partial
-    except Exception as error:  # every library on the way has its own class for a full disk
+    except Exception as error:  # each library raises its own class for a full disk
         free = shutil.disk_usage(partial.parent).free
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"{folder.name} could not be written, with {free / 1e6:.1f} MB free on the disk: {error}. The checkpoints "
-            "before it are whole; make room, and go on with --resume_from_checkpoint latest."
+            "before it are complete; make room, and go on with --resume_from_checkpoint latest."
         ) from error
 
 
 def save_checkpoint(accelerator, folder: Path, recipe: dict, limit: int):
-    """Write a checkpoint beside its place and rename it when it is whole, so that the latest one always is."""
-    with written_whole(folder) as partial:
+    """Write a checkpoint and rename it into place once it is complete; then delete all but the last `limit`."""
+    with partial_folder(folder) as partial:
         accelerator.save_state(str(partial))
         if accelerator.is_main_process:
             (partial / "recipe.json").write_text(json.dumps(recipe, indent=2))
@@ -59,37 +60,42 @@ def save_checkpoint(accelerator, folder: Path, recipe: dict, limit: int):
 
 @contextmanager
 def averaged_weights(ema, unet):
-    """The network's own weights are replaced by their average for as long as this lasts."""
+    """Give the network its averaged weights, in evaluation mode, within the context."""
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
+    unet.eval()
     try:
         yield
     finally:
         ema.restore(unet.parameters())
+        unet.train()
 
 
 def save_pipeline(pipeline, card, folder: Path):
-    """Write a pipeline and its card beside their place and move each file there when all are whole."""
-    with written_whole(folder / "pipeline") as partial:
+    """Write a pipeline and its card, and move the files into place once all are complete."""
+    with partial_folder(folder / "pipeline") as partial:
         pipeline.save_pretrained(partial)
         card.save(partial / "README.md")
-    for file in [path for path in partial.rglob("*") if path.is_file()]:
-        target = folder / file.relative_to(partial)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(file, target)
+    files = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        os.replace(partial / file, folder / file)
+    # Older weights of another form, such as shards, would be loaded instead of these.
+    for old in (folder / "unet").glob("diffusion_pytorch_model*"):
+        if old.relative_to(folder) not in files:
+            old.unlink()
     shutil.rmtree(partial)
 
 
-def remove_unfinished(output_dir: Path):
+def remove_partial_folders(output_dir: Path):
     """Delete what was being written when a training was killed."""
-    for folder in output_dir.glob("checkpoint-*.partial"):
-        shutil.rmtree(folder)
-    for folder in (output_dir, output_dir / "best"):
-        shutil.rmtree(folder / "pipeline.partial", ignore_errors=True)
+    for pattern in ("checkpoint-*.partial", "pipeline.partial", "best/pipeline.partial"):
+        for folder in output_dir.glob(pattern):
+            shutil.rmtree(folder)
 
 
 def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
-    """Put everything back as it was, and return the number of steps that were done."""
+    """Restore the state of the training, and return the number of its steps."""
     step = step_of(folder)
     if step is None or not (folder / "recipe.json").is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint of this script, named checkpoint-STEP.")
@@ -99,63 +105,34 @@ def load_checkpoint(accelerator, folder: Path, recipe: dict) -> int:
     if accelerator.scaler is not None and not (folder / "scaler.pt").is_file():
         raise ValueError(f"{folder} was not trained with --mixed_precision fp16: go on without it.")
     saved, recipe = json.loads((folder / "recipe.json").read_text()), json.loads(json.dumps(recipe))
+    before, now = DEFAULTS | saved["options"], DEFAULTS | recipe["options"]
+    before["mixed_precision"] = before.get("mixed_precision") or now["mixed_precision"]  # formerly None if not given
 
-    def changes(part):
-        old, new = saved[part], recipe[part]
-        keys = sorted(key for key in (old.keys() | new.keys()) - OF_ONE_RUN if old.get(key) != new.get(key))
-        return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
-
-    if changes("model"):
-        raise ValueError(f"{folder} holds a model of another architecture: {changes('model')}.")
-    before = saved["options"].setdefault("optimizer", "adamw")  # the only one that there once was
-    if before != recipe["options"]["optimizer"]:
-        raise ValueError(
-            f"{folder} was trained with --optimizer {before}: go on with it, or begin anew from the weights, with "
-            f"--pretrained_model {folder.parent} and another --output_dir."
-        )
-    if changes("options"):
-        logger.warning(f"Not all is as in {folder}: {changes('options')}.")
+    if changes := describe_changes(saved["model"], recipe["model"]):
+        raise ValueError(f"{folder} is of a model with another architecture: {changes}.")
+    for name in ("optimizer", "learning_rate"):  # their state is part of the checkpoint
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{folder} was trained with --{name} {before[name]}: go on with it, or start again from the weights, "
+                f"with --pretrained_model {folder.parent} and another --output_dir."
+            )
+    if changes := describe_changes(before, now):
+        logger.warning(f"Options differ from those of {folder}: {changes}.")
     accelerator.load_state(str(folder))
-    accelerator.step = 0  # of accumulation, which may be another now
-    logger.info(f"Going on from {folder}.")
+    accelerator.step = 0  # of gradient accumulation, which may be another now
+    logger.info(f"Resuming from {folder}.")
     return step
 
 
+def describe_changes(before: dict, now: dict) -> str:
+    keys = sorted((before.keys() | now.keys()) - NOT_COMPARED)
+    return ", ".join(f"{k} was {before.get(k)} and is {now.get(k)}" for k in keys if before.get(k) != now.get(k))
+
+
 def rewind_log(log_file: Path, step: int) -> list[dict]:
-    """Drop what was logged after a step, which is about to be done again, and return the rest."""
+    """Delete the log of later steps, which will be done again, and return the rest."""
     lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
-    # A line that was being written when the process was killed has no end.
+    # A line without an end was being written when the process was killed.
     lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     log_file.write_text("".join(lines))
     return [json.loads(line) for line in lines]
-
-
-@contextmanager
-def stop_signals():
-    """The SIGTERM and Ctrl-C that have come, in a list, instead of what they do by themselves."""
-    received = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, lambda number, frame: received.append(number))
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def outlive_signals(worker: int | None = None):
-    """
-    For the processes that prepare batches or simulate noise: a terminal or a scheduler signals them as well as the
-    training, which still needs them up to its checkpoint. Only the training itself ends them, when it fails.
-    """
-
-    def end_with_the_training():
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=end_with_the_training, daemon=True).start()

@@ -1,0 +1,74 @@
+"""What train.py needs of the machine: memory, and signals."""
+
+import ctypes
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+# Parameters of mallopt(3)
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def check_launch(accelerator):
+    """Check that the processes that were started train together, which accelerate decides by their device."""
+    num_started = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun and accelerate launch say
+    if num_started != accelerator.num_processes:
+        raise ValueError(
+            f"{num_started} processes were started, but each would train on its own, into the same folder. Without "
+            "GPUs, start one by accelerate launch --cpu --num_processes 1, or several by ACCELERATE_USE_CPU=true "
+            "torchrun --nproc_per_node 2."
+        )
+
+
+def has_fast_bf16() -> bool:
+    """Return whether the CPU has instructions for bf16: `avx512_bf16`, `amx_bf16` or those of Arm."""
+    return any(value and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
+
+
+def keep_freed_memory():
+    """
+    Keep freed memory for the next tensors, as torch does on a GPU. glibc returns large blocks to the system, and
+    getting them back page by page takes 5% of a step. Does nothing with other C libraries.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 200_000_000)  # requested beyond what is needed each time
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and Ctrl-C in a list, instead of stopping at once."""
+    received = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def ignore_foreign_signals(worker: int):
+    """
+    Let only the training itself end a data worker. Terminals and cluster schedulers signal every process, but the
+    training still needs its workers up to the checkpoint that it then saves.
+    """
+
+    def exit_with_training():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=exit_with_training, daemon=True).start()
