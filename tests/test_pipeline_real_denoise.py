@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -309,12 +310,38 @@ def test_nan_from_the_network_is_an_error():
         pipe(random_picture("RGB"))
 
 
-# Tiles
+# Bands and tiles
+
+
+def use_tiles(pipe):
+    """Wrap the network's call, as torch.compile and offloading do; then an image is cut into tiles, not into bands."""
+    pipe.unet.forward = functools.partial(pipe.unet.forward)
+    return pipe
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("size", [(300, 40), (40, 300), (133, 129)])
+def test_bands_equal_the_whole_image(steps, size):
+    pipe = make_pipeline(tile_size=32, tile_overlap=0)
+    image = torch.rand(2, 3, *size)
+    in_bands = pipe(image, num_inference_steps=steps, output_type="pt").images
+    pipe.disable_tiling()
+    assert_close(in_bands, pipe(image, num_inference_steps=steps, output_type="pt").images, atol=2e-6, rtol=0)
+
+
+def test_small_images_go_through_the_network_in_batches():
+    pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    batch_sizes = []
+    pipe.unet.conv_in.register_forward_hook(lambda module, args, output: batch_sizes.append(len(output)))
+    images = torch.rand(7, 3, 32, 32)
+    batched = pipe(images, output_type="pt").images
+    assert batch_sizes == [4, 3]
+    assert_close(batched, torch.cat([pipe(image[None], output_type="pt").images for image in images]))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_tiled_equals_whole_with_the_receptive_field_as_margin(steps):
-    pipe = make_pipeline()
+    pipe = use_tiles(make_pipeline())
     margin = steps * (pipe.receptive_field + 1)
     picture = torch.rand(1, 3, 5 * margin + 3, 4 * margin + 2)
     pipe.disable_tiling()
@@ -325,7 +352,7 @@ def test_tiled_equals_whole_with_the_receptive_field_as_margin(steps):
 
 
 def test_tiles_without_margin_do_differ():
-    pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    pipe = use_tiles(make_pipeline(tile_size=64, tile_overlap=0))
     picture = torch.rand(1, 3, 128, 128)
     tiled = pipe(picture, output_type="pt").images
     pipe.disable_tiling()
@@ -449,6 +476,22 @@ def test_interrupt_stops_the_walk(pipe):
     stopped = pipe(picture, num_inference_steps=4, output_type="pt", callback_on_step_end=callback).images
     assert calls == [0, 1]
     assert_close(stopped, pipe(picture, num_inference_steps=4, strength=0.5, output_type="pt").images)
+
+
+def test_interrupt_stops_between_bands():
+    pipe = make_pipeline(tile_size=32, tile_overlap=0)
+    calls = []
+
+    def interrupt(module, args, output):
+        calls.append(args)
+        pipe._interrupt = len(calls) == 3
+
+    pipe.unet.conv_in.register_forward_hook(interrupt)
+    image = torch.rand(1, 3, 640, 32)
+    result = pipe(image, output_type="pt").images
+    assert 3 <= len(calls) < 20
+    assert_close(result[:, :, 200:], image[:, :, 200:])
+    assert not torch.equal(result[:, :, :32], image[:, :, :32])
 
 
 def test_interrupt_stops_between_tiles():

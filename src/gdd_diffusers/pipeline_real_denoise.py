@@ -18,8 +18,9 @@ from diffusers.image_processor import PipelineImageInput
 
 from .hub.loading import download_model, find_components
 from .image_processor import postprocess, prepare_latents, preprocess, to_output_type, white
+from .memory import keep_freed_memory
 from .scheduling_interpolation import InterpolationScheduler
-from .tiling import apply_tiled_, count_tiles
+from .tiling import apply_in_bands_, apply_tiled_, count_tiles, plan_bands
 from .unet_local import LocalUNet2DModel  # noqa: F401 - a published repo needs it, and load_config refers to it
 
 
@@ -178,6 +179,12 @@ class RealDenoisePipeline(DiffusionPipeline):
         receptive_field = getattr(self.unet, "receptive_field", None)
         return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
+    @property
+    def _in_bands(self) -> bool:
+        # not where something wraps the call of the network, such as torch.compile or offloading
+        own_forward = getattr(self.unet.forward, "__func__", None) is UNet2DModel.forward
+        return hasattr(self.unet, "forward_bands") and own_forward
+
     @contextmanager
     def _start_walk(self, num_timesteps: int):
         # each thread has its own, so that calls from several threads are independent
@@ -273,18 +280,28 @@ class RealDenoisePipeline(DiffusionPipeline):
         # 3. Convert images to tensors [C, H, W], and plan their tiles
         images = preprocess(image)
         sizes = [tuple(tensor.shape[-2:]) for tensor in images]
-        plan = {
-            "tile_size": self.config.tile_size or max(map(max, sizes)) + self.spatial_multiple,
-            "overlap": self.config.tile_overlap if self.config.tile_size else 0,
-            "multiple": self.spatial_multiple,
-        }
-        num_tiles = sum(count_tiles(*size, **plan) for size in sizes)
+        tile_size = self.config.tile_size or max(map(max, sizes)) + self.spatial_multiple
+        plan: dict[str, Any] = {"tile_size": tile_size, "multiple": self.spatial_multiple}
+        if self._in_bands:
+            num_tiles = sum(-(-max(size) // plan_bands(*size, **plan)[1]) for size in sizes)
+        else:
+            plan["overlap"] = self.config.tile_overlap if self.config.tile_size else 0
+            num_tiles = sum(count_tiles(*size, **plan) for size in sizes)
 
         # 4. Walk, one batch of images of equal size after another
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
         channels = self.unet.config.in_channels // factor**2
         outputs: list[torch.Tensor] = []
-        with self._start_walk(num_timesteps) as walk, self.progress_bar(total=num_tiles * num_timesteps) as bar:
+        progress_bar = self.progress_bar(total=num_tiles * num_timesteps)
+        with self._start_walk(num_timesteps) as walk, progress_bar as bar, keep_freed_memory():
+
+            def fold(tiles):
+                bar.update(len(tiles))
+                return F.pixel_unshuffle(tiles, factor).to(device, dtype, memory_format=torch.channels_last)
+
+            def unfold(model_output):
+                return F.pixel_shuffle(model_output.to("cpu", torch.float32), factor)
+
             for (height, width), group in groupby(images, key=lambda tensor: tuple(tensor.shape[-2:])):
                 batch = list(group)
                 latents = prepare_latents(batch, channels, self.spatial_multiple)
@@ -293,17 +310,26 @@ class RealDenoisePipeline(DiffusionPipeline):
 
                 for i, t in enumerate(scheduler.timesteps):
 
-                    def step(tiles, places, t=t, noisy=noisy):
+                    def predict(bands, dim, t=t):
+                        for model_output in self.unet.forward_bands(map(fold, bands), t.to(device), dim):
+                            if walk.interrupt:
+                                return
+                            yield unfold(model_output)
+
+                    def step(model_output, place, t=t, latents=latents, noisy=noisy):
+                        return scheduler.step(model_output, t, latents[place], noisy[place]).prev_sample
+
+                    def predict_and_step(tiles, places, t=t, noisy=noisy):
                         if walk.interrupt:
                             return tiles
-                        model_input = F.pixel_unshuffle(tiles, factor).to(device, dtype)
-                        model_output = self.unet(model_input, t.to(device)).sample
-                        model_output = F.pixel_shuffle(model_output.to("cpu", torch.float32), factor)
+                        model_output = unfold(self.unet(fold(tiles), t.to(device)).sample)
                         noisy_tiles = torch.cat([noisy[place] for place in places])
-                        bar.update(len(places))
                         return scheduler.step(model_output, t, tiles, noisy_tiles).prev_sample
 
-                    apply_tiled_(step, latents, smooth=self.receptive_field is None, **plan)
+                    if self._in_bands:
+                        apply_in_bands_(predict, step, latents, **plan)
+                    else:
+                        apply_tiled_(predict_and_step, latents, smooth=self.receptive_field is None, **plan)
 
                     if callback_on_step_end is not None:
                         callback_kwargs = {name: latents for name in callback_on_step_end_tensor_inputs}

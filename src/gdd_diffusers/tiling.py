@@ -1,8 +1,56 @@
-"""Cut an image into overlapping tiles, change each, and put them together again in place of the image."""
+"""Cut an image into bands or overlapping tiles, change each, and put them together again in place of the image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+
+
+def plan_bands(height: int, width: int, tile_size: int, multiple: int = 1) -> tuple[int, int]:
+    """
+    Return how to cut an image into bands of about `tile_size`^2 pixels: in which dimension, that of the longer side,
+    and into how many rows, a multiple of `multiple`.
+
+    Example:
+        ```py
+        >>> from gdd_diffusers.tiling import plan_bands
+
+        >>> plan_bands(3000, 4000, tile_size=1024, multiple=16)
+        (-1, 336)
+
+        ```
+    """
+    # of much fewer rows, those that every layer keeps of the band before would be a large part
+    num_rows = max(8, tile_size**2 // (min(height, width) * multiple)) * multiple
+    return (-2 if height >= width else -1), num_rows
+
+
+def apply_in_bands_(
+    predict: Callable[[Iterable[torch.Tensor], int], Iterable[torch.Tensor]],
+    function: Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor],
+    image: torch.Tensor,
+    tile_size: int,
+    multiple: int = 1,
+):
+    """
+    Replace `image` by `function` of what a network predicts from it, band by band, in place.
+
+    Args:
+        predict: Called with bands `[N, C, h, W]` of some of the images, and the dimension in which they are cut.
+            Yields predictions for the same rows in bands of any height, none before it has read these rows.
+        function: Called with a prediction and its place in `image`, an index. Returns the new pixels.
+        image (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
+        tile_size, multiple: See [`plan_bands`]. Images smaller than a band are batched up to its number of pixels.
+    """
+    dim, num_rows = plan_bands(*image.shape[-2:], tile_size, multiple)
+    batch_size = max(1, tile_size**2 // image[0, 0].numel())
+    for first in range(0, len(image), batch_size):
+        done = 0
+        batch = image[first : first + batch_size]
+        for prediction in predict(batch.split(num_rows, dim), dim):
+            rows = slice(done, done + prediction.shape[dim])
+            place = (slice(first, first + batch_size), slice(None), *((rows,) if dim == -2 else (slice(None), rows)))
+            image[place] = function(prediction, place)
+            done = rows.stop
 
 
 def plan_tiles(size: int, tile_size: int, overlap: int, multiple: int = 1) -> tuple[int, list[int]]:

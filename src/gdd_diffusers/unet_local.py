@@ -1,11 +1,17 @@
-"""A UNet2DModel whose output pixels each depend on a known neighbourhood only, so that it can be tiled exactly."""
+"""A UNet2DModel whose output pixels depend on a neighbourhood only, so that an image can go through it in bands."""
 
 import functools
+from collections.abc import Callable, Iterable, Iterator
+from itertools import tee
 
 import torch
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401 - diffusers looks ModelMixin up in the module of a model
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+
+
+# bands of an image, each with whether it is the last one
+Bands = Iterator[tuple[torch.Tensor, bool]]
 
 
 class Float32Conv2d(nn.Conv2d):
@@ -115,3 +121,96 @@ class LocalUNet2DModel(UNet2DModel):
             first, last = first - 1, last + 1  # the first convolution
             radius = max(radius, position - first, last - position)
         return radius
+
+    def forward_bands(
+        self, bands: Iterable[torch.Tensor], timestep: torch.Tensor | float, dim: int = -2
+    ) -> Iterator[torch.Tensor]:
+        """
+        Apply the network to an image that comes in bands, and yield the output in bands.
+
+        The result is that of [`~.forward`] on the whole image, to float rounding. Each layer keeps the few rows that
+        it needs of the band before, so that no activation of the whole image is ever in memory, and next to nothing is
+        computed twice.
+
+        Args:
+            bands: Tensors `[B, C, h, W]` that make up the sample `[B, C, H, W]`; each h is a multiple of
+                [`~.spatial_multiple`].
+            timestep (`torch.Tensor` or `float`): As for [`~.forward`].
+            dim (`int`, defaults to -2): The dimension in which the image is cut into bands.
+
+        Yields:
+            `torch.Tensor` of shape `[B, C, h, W]`: Bands of the output, whose heights differ from those of the input.
+        """
+        timesteps = torch.as_tensor(timestep, device=self.device).expand(1)
+        emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+
+        def resnet(layer: nn.Module, sample: Bands) -> Bands:
+            return _apply_to_bands(lambda band: layer(band, emb), sample, dim, halo=2)  # two 3x3 convolutions
+
+        sample, skip = tee(_apply_to_bands(self.conv_in, _mark_last(bands), dim))
+        skips = [skip]
+        for block in self.down_blocks:
+            for layer in block.resnets:
+                sample, skip = tee(resnet(layer, sample))
+                skips.append(skip)
+            for layer in block.downsamplers or []:
+                sample, skip = tee(_apply_to_bands(layer, sample, dim, stride=2))
+                skips.append(skip)
+        for layer in self.mid_block.resnets if self.mid_block is not None else []:
+            sample = resnet(layer, sample)
+        for block in self.up_blocks:
+            for layer in block.resnets:
+                sample = resnet(layer, _concatenate_channels(sample, skips.pop(), dim))
+            for layer in block.upsamplers or []:
+                sample = _apply_to_bands(layer, sample, dim, scale=2)
+        sample = _apply_to_bands(lambda band: self.conv_out(self.conv_act(band)), sample, dim)
+        return (band for band, _ in sample)
+
+
+def _mark_last(bands: Iterable[torch.Tensor]) -> Bands:
+    bands = iter(bands)
+    band = next(bands, None)
+    while band is not None:
+        following = next(bands, None)
+        yield band, following is None
+        band = following
+
+
+def _apply_to_bands(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    bands: Bands,
+    dim: int,
+    halo: int = 1,
+    stride: int = 1,
+    scale: int = 1,
+) -> Bands:
+    """
+    Apply layers that see `halo` rows to each side, and that leave out `stride` - 1 of `stride` rows or repeat each
+    `scale` times.
+    """
+    held, start, done = None, 0, 0  # rows that are still needed, the first one's number, output rows done so far
+    for band, is_last in bands:
+        held = band if held is None else torch.cat([held, band], dim)
+        seen = start + held.shape[dim]
+        end = (seen if is_last else seen - halo) // stride * scale  # output rows that no later band can change
+        if end > done:
+            yield function(held).narrow(dim, done - start // stride * scale, end - done), is_last
+            done = end
+            keep = max(0, done // scale * stride - halo) // stride * stride
+            held, start = held.narrow(dim, keep - start, seen - keep), keep
+
+
+def _concatenate_channels(sample: Bands, skip: Bands, dim: int) -> Bands:
+    """Concatenate the channels of two streams, whose bands have different heights."""
+    a = b = None
+    while True:
+        if a is None:
+            a, a_is_last = next(sample)
+        if b is None:
+            b, b_is_last = next(skip)
+        size = min(a.shape[dim], b.shape[dim])
+        is_last = a_is_last and b_is_last and a.shape[dim] == b.shape[dim]
+        yield torch.cat([a.narrow(dim, 0, size), b.narrow(dim, 0, size)], 1), is_last
+        if is_last:
+            return
+        a, b = (x.narrow(dim, size, x.shape[dim] - size) if x.shape[dim] > size else None for x in (a, b))

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINE = ("pipeline_real_denoise", "RealDenoisePipeline")  # the module and the class
-MODULES = [PIPELINE[0], "image_processor", "scheduling_interpolation", "tiling", "unet_local", "hub/loading"]
+MODULES = [PIPELINE[0], "image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local", "hub/loading"]
 COMPONENT_CLASSES = {cls.__name__: cls for cls in (UNet2DModel, LocalUNet2DModel, InterpolationScheduler)}
 SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers [0-9a-f]{16} -->\n*$")
 
