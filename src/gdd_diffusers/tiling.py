@@ -7,20 +7,23 @@ import torch
 
 def plan_bands(height: int, width: int, tile_size: int, multiple: int = 1) -> tuple[int, int]:
     """
-    Return how to cut an image into bands of about `tile_size`^2 pixels: in which dimension, that of the longer side,
-    and into how many rows, a multiple of `multiple`.
+    Return how to cut an image into bands: in which dimension, that of the longer side, and into how many rows, a
+    multiple of `multiple`.
+
+    A band has half as many pixels as a tile of `tile_size` x `tile_size`: as much again is in memory for the rows that
+    some layers have done and others wait for.
 
     Example:
         ```py
         >>> from gdd_diffusers.tiling import plan_bands
 
         >>> plan_bands(3000, 4000, tile_size=1024, multiple=16)
-        (-1, 336)
+        (-1, 160)
 
         ```
     """
     # of much fewer rows, those that every layer keeps of the band before would be a large part
-    num_rows = max(8, tile_size**2 // (min(height, width) * multiple)) * multiple
+    num_rows = max(8, tile_size**2 // (2 * min(height, width) * multiple)) * multiple
     return (-2 if height >= width else -1), num_rows
 
 

@@ -191,13 +191,15 @@ def _apply_to_bands(
     held, start, done = None, 0, 0  # rows that are still needed, the first one's number, output rows done so far
     for band, is_last in bands:
         held = band if held is None else torch.cat([held, band], dim)
+        del band  # while this waits at its yield, it must not hold what the next layers have no use for
         seen = start + held.shape[dim]
         end = (seen if is_last else seen - halo) // stride * scale  # output rows that no later band can change
         if end > done:
-            yield function(held).narrow(dim, done - start // stride * scale, end - done), is_last
-            done = end
-            keep = max(0, done // scale * stride - halo) // stride * stride
-            held, start = held.narrow(dim, keep - start, seen - keep), keep
+            output = function(held).narrow(dim, done - start // stride * scale, end - done)
+            keep = max(0, end // scale * stride - halo) // stride * stride
+            held, start, done = held.narrow(dim, keep - start, seen - keep).clone(), keep, end
+            yield output, is_last
+            del output
 
 
 def _concatenate_channels(sample: Bands, skip: Bands, dim: int) -> Bands:
@@ -210,7 +212,9 @@ def _concatenate_channels(sample: Bands, skip: Bands, dim: int) -> Bands:
             b, b_is_last = next(skip)
         size = min(a.shape[dim], b.shape[dim])
         is_last = a_is_last and b_is_last and a.shape[dim] == b.shape[dim]
-        yield torch.cat([a.narrow(dim, 0, size), b.narrow(dim, 0, size)], 1), is_last
+        band = torch.cat([a.narrow(dim, 0, size), b.narrow(dim, 0, size)], 1)
+        a, b = (x.narrow(dim, size, x.shape[dim] - size) if x.shape[dim] > size else None for x in (a, b))
+        yield band, is_last
         if is_last:
             return
-        a, b = (x.narrow(dim, size, x.shape[dim] - size) if x.shape[dim] > size else None for x in (a, b))
+        del band
