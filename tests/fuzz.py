@@ -3,12 +3,11 @@ Read and write damaged image files, and report what no file may do.
 
     python tests/fuzz.py --count 10000 --seed 1
 
-Each mutant of a small image is read by a process with limits of time and memory. It may be refused with one sentence or
-be read with notes. It may not crash, hang, take much memory, print anything, change its file or spoil the next file.
+Each mutant of a small image is read by a process with limits of time and memory. It may be refused with one sentence
+or be read with notes. It may not crash, hang, take much memory, print anything, change its file or spoil the next.
 """
 
 import argparse
-import hashlib
 import json
 import random
 import signal

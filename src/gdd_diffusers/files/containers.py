@@ -54,7 +54,7 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile) -> None:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             tags, incomplete = read_tags(data)
         if incomplete:
-            image.notes.append("it has tags that repeat others or share their bytes, which were left out")
+            image.notes.append("some of its tags are damaged, repeat others or share their bytes, and were left out")
         compression = int.from_bytes(tags.get(COMPRESSION, (3, 1, b"\x08"))[2], "little")
         image.saving = {"compression": {1: "none", 5: "lzw"}.get(compression, "deflate")}
         image.exif = pack_exif(without_pixel_tags(tags))

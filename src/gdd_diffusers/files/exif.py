@@ -26,8 +26,8 @@ def read_tags(data: bytes) -> tuple[dict, bool]:
 
     Returns:
         `tuple[dict, bool]`: {tag: (type, count, value)}, empty if `data` is no TIFF; and whether tags were left out
-        because they repeat one before or share their bytes, as in files that are made to fill the memory. A value is
-        little-endian bytes, or for EXIF, GPS and interoperability a dictionary again.
+        because they are damaged, repeat one before, or share their bytes as in files that are made to fill the memory.
+        A value is little-endian bytes, or for EXIF, GPS and interoperability a dictionary again.
     """
     budget = _Budget(len(data))
     try:
@@ -35,7 +35,7 @@ def read_tags(data: bytes) -> tuple[dict, bool]:
         tags = _read_directory(data, _first_directory(data, layout), layout, _SUBDIRECTORIES, budget)
     except (KeyError, struct.error, OverflowError):
         tags = {}
-    return tags, budget.exceeded
+    return tags, budget.incomplete
 
 
 def with_pixel_tags_only(data: bytes) -> bytes:
@@ -94,7 +94,7 @@ class _Budget:
     """No sound file needs more bytes for all its values than it has."""
 
     left: int
-    exceeded: bool = False
+    incomplete: bool = False
 
 
 def _first_directory(data: bytes, layout: str) -> int:
@@ -117,7 +117,7 @@ def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict, bud
         if not size or start + size > len(data):
             continue
         if tag in tags or size > budget.left:
-            budget.exceeded = True
+            budget.incomplete = True
             continue
         budget.left -= size
         value = data[start : start + size]
@@ -125,7 +125,11 @@ def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict, bud
             # IPTC is bytes even where its type says numbers
             value = np.frombuffer(value, f">u{unit}").astype(f"<u{unit}").tobytes()
         if tag in subdirectories:
-            value = _read_directory(data, int.from_bytes(value, "little"), layout, subdirectories[tag], budget)
+            try:
+                value = _read_directory(data, int.from_bytes(value, "little"), layout, subdirectories[tag], budget)
+            except struct.error:
+                budget.incomplete = True
+                continue
         tags[tag] = kind, count, value
     return tags
 
