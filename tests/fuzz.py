@@ -119,8 +119,9 @@ def work(folder: Path, seed: int, start: int, count: int) -> None:
         signal.alarm(3 * SECONDS)
         try:
             image = read_image(path)
-            write_image(folder / f"out-{name}", image.pixels, like=image, overwrite=True)
-            read_image(folder / f"out-{name}")
+            for extension in (path.suffix, (".jpg", ".png", ".tif", ".webp")[number % 4]):
+                write_image(folder / f"{number}-out{extension}", image.pixels, like=image, overwrite=True)
+                read_image(folder / f"{number}-out{extension}")
         except ImageFileError as error:
             refused = True
             if not str(error).isprintable():
@@ -138,7 +139,7 @@ def work(folder: Path, seed: int, start: int, count: int) -> None:
         elif read_image(sound).pixels.tobytes() != expected:
             problem = "spoiled the next file"
         print(json.dumps({"number": number, "refused": refused, "problem": problem}), flush=True)
-        for file in folder.glob(f"*{name}"):
+        for file in folder.glob(f"{number}*"):
             file.unlink()
         if problem and megabytes > MEGABYTES:
             break

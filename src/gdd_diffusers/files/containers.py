@@ -109,12 +109,12 @@ def _gain_map(path: Path, source: pyvips.Image, notes: list[str]) -> dict:
         fields = {name: loaded.get(name) for name in _GAIN_MAP if loaded.get_typeof(name)}
         gain = pyvips.Image.jpegload_buffer(fields["gainmap-data"])
         if gain.width > source.width or gain.height > source.height:
-            raise pyvips.Error("the gain map is larger than the image")
+            raise ValueError("no gain map is larger than its image")
         if source.get_typeof("orientation") and source.get("orientation") > 1:
             gain = with_fields(gain, {"orientation": source.get("orientation")}).autorot()
             fields["gainmap-data"] = gain.jpegsave_buffer(Q=95, keep="icc")
         return fields
-    except (pyvips.Error, UnicodeDecodeError):
+    except (pyvips.Error, KeyError, ValueError):
         notes.append("its gain map for HDR screens is damaged and was left out")
         return {}
 

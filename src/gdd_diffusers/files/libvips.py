@@ -39,13 +39,10 @@ def libvips_errors() -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise pyvips.Error("libvips failed", error_buffer() or "damaged text") from error
+        detail = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+        raise pyvips.Error("libvips failed", detail or "damaged text") from error
     finally:
         pyvips.vips_lib.vips_error_clear()
-
-
-def error_buffer() -> str:
-    return pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
 
 
 def to_numpy(image: pyvips.Image) -> np.ndarray:
@@ -103,7 +100,9 @@ def profile_changes_colours(profile: bytes) -> bool:
 
 
 def is_damaged(profile: bytes) -> bool:
-    """Whether an ICC profile contradicts its checksum, or as a display's has greys that jump or are coloured."""
+    """Whether an ICC profile contradicts its length or checksum, or for a display makes greys jump or coloured."""
+    if int.from_bytes(profile[:4], "big") > len(profile):
+        return True
     unsigned = profile[:44] + bytes(4) + profile[48:64] + bytes(4) + profile[68:84] + bytes(16) + profile[100:]
     if any(profile[84:100]) and profile[84:100] != hashlib.md5(unsigned, usedforsecurity=False).digest():
         return True

@@ -55,7 +55,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     Raises:
         `FileNotFoundError`: If there is no such file.
         [`ImageFileError`]: If the file does not decode to the last pixel, or is of a kind that would lose something:
-            several images in a file, floating point, more than 16 bits, raw; or has more than `max_pixels`.
+            several images in a file, floating point, more than 16 bits, raw; or has more than `max_pixels`, or more
+            than a million pixels a side.
 
     Example:
         ```py
@@ -102,6 +103,8 @@ def _identify(path: Path) -> str:
         if not stat.S_ISREG(status.st_mode):
             kind = _FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
             raise ImageFileError(f"{name} is not a file but a {kind}.")
+        if status.st_size == 0:
+            raise ImageFileError(f"{name} is empty (zero bytes).")
         with open(path, "rb") as file:
             head = file.read(16)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -113,8 +116,6 @@ def _identify(path: Path) -> str:
         if error.errno == errno.ELOOP:
             raise ImageFileError(f"{name} is a symbolic link that leads back to itself.") from error
         raise ImageFileError(f"{name} cannot be read: {error.strerror.lower()}.") from error
-    if not head:
-        raise ImageFileError(f"{name} is empty (zero bytes).")
     kind = next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
     if kind is None:
         raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.")
