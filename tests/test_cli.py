@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from gdd_diffusers import RealDenoisePipeline
-from gdd_diffusers.app import cli
+from gdd_diffusers.app import batch, cli
 from gdd_diffusers.files import read_image
 
 
@@ -147,7 +147,7 @@ def test_format_changes_the_extension(run, tmp_path):
     assert run("denoise", "noisy.png", "--format", ".TIF")[0] == 0
     assert Image.open("noisy_denoised.tif").format == "TIFF"
     code, said = run("denoise", "noisy.png", "--format", "jpg", "-o", "clean.png")
-    assert code == 2 and "clean.png would be no png but jpg" in said and not (tmp_path / "clean.png").exists()
+    assert code == 2 and "clean.png does not end in .jpg" in said and not (tmp_path / "clean.png").exists()
     assert run("denoise", "noisy.png", "--format", "jpeg", "-o", "clean.JPG")[0] == 0
     code, said = run("denoise", "noisy.png", "--format", "gif", "--model", "nowhere")
     assert code == 2 and "gif" in said and ".webp" in said and "nowhere" not in said
@@ -278,7 +278,7 @@ def test_compare_writes_a_labelled_picture(run, tmp_path):
         assert Image.open(name).format == format
     second = save_picture(tmp_path / "second.png")
     code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
-    assert code == 2 and "--compare takes one picture" in said
+    assert code == 2 and "--compare takes one image" in said
 
 
 def test_compare_that_cannot_be_written_ends_before_the_long_part(run, tmp_path):
@@ -331,7 +331,7 @@ def test_simulate_is_reproducible(run, tmp_path):
     code, said = run(*arguments, "-o", "1.png")
     assert code == 1 and "1.png" in said
     code, said = run("simulate", save_picture(tmp_path / "grey.png", bits=16), "-o", "4.png")
-    assert code == 1 and "grey.png: the simulated camera takes colour pictures only" in said
+    assert code == 1 and "grey.png: the simulated camera takes colour images only" in said
 
 
 def test_simulate_writes_both_of_a_pair_or_none(run, tmp_path):
@@ -368,7 +368,7 @@ def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_pat
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     written = sorted((tmp_path / "out").iterdir())
-    assert process.returncode == 130 and f"{len(written)} of 200 pictures are done" in said and "Traceback" not in said
+    assert process.returncode == 130 and f"{len(written)} of 200 images are done" in said and "Traceback" not in said
     assert all(Image.open(path).size == (200, 200) for path in written) and len(written) < 200
 
 
@@ -386,8 +386,8 @@ def test_interrupt_names_failures_and_what_the_same_command_would_do(run, tmp_pa
             raise KeyboardInterrupt
         return pixels
 
-    monkeypatch.setattr(cli, "denoise_pixels", denoise)
+    monkeypatch.setattr(batch, "denoise_pixels", denoise)
     code, said = run("denoise", "in", *options)
-    assert code == 130 and "in/0.png is no " in said and "1 of 4 pictures are done" in said
+    assert code == 130 and "in/0.png is no " in said and "1 of 4 images are done" in said
     assert ("goes on with the rest" in said) != ("--overwrite" in options)
     assert ("leave out all up to in/1.png" in said) == ("--overwrite" in options)

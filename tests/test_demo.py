@@ -27,7 +27,8 @@ from gdd_diffusers.files import write_image
 
 gr = pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from gdd_diffusers.app.demo import page as demo_app  # noqa: E402
+from gdd_diffusers.app.demo.jobs import SEED, Jobs, Settings  # noqa: E402
+from gdd_diffusers.app.demo.page import MAX_MEGABYTES  # noqa: E402
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -104,7 +105,8 @@ class Server:
         self.connections, self.folder = folder / "connections", folder / "files"
         self.connections.touch()
         self.folder.mkdir()
-        places = {"TMPDIR": self.folder, "CONNECTIONS": self.connections, "PYTHONPATH": folder / "spy"}
+        path = os.pathsep.join([str(folder / "spy"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        places = {"TMPDIR": self.folder, "CONNECTIONS": self.connections, "PYTHONPATH": path}
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
@@ -308,7 +310,7 @@ def test_pictures_are_dropped_and_pasted_too(visit, tmp_path):
             [event.strip(), names, content],
         )
         sync_api.expect(page.facts if len(names) == 1 else page.page.locator(".state")).to_contain_text(
-            names[0] if len(names) == 1 else "One picture at a time"
+            names[0] if len(names) == 1 else "One image at a time"
         )
 
 
@@ -377,7 +379,7 @@ def test_made_noisy_the_truth_is_at_hand(visit, tmp_path):
     sync_api.expect(page.facts).to_contain_text(re.compile(r"PSNR.*\d+\.\d\d dB noisy, \d+\.\d\d dB denoised"))
     sync_api.expect(page.facts).to_contain_text(re.compile(r"SSIM.*0\.\d{3} noisy, 0\.\d{3} denoised"))
     arguments = ["simulate", tmp_path / "clean.png", "-o", tmp_path / "noisy.png", "--preset", "phone", "--iso", 800]
-    arguments += ["--seed", demo_app.SEED]
+    arguments += ["--seed", SEED]
     assert CliRunner().invoke(cli.app, [str(argument) for argument in arguments]).exit_code == 0
     page.page.get_by_label("Where before ends").fill("1000")
     height, width = page.screen().shape[:2]
@@ -395,7 +397,7 @@ def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_pa
     checksum = zlib.crc32(header[12:]).to_bytes(4)
     (tmp_path / "bomb.png").write_bytes(header + checksum + good.read_bytes()[33:])
     with open(tmp_path / "heavy.png", "wb") as file:
-        file.truncate(demo_app.MAX_MEGABYTES * 10**6 + 1_000_000)
+        file.truncate(MAX_MEGABYTES * 10**6 + 1_000_000)
 
     for name, sentence in {
         "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.",
@@ -408,7 +410,7 @@ def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_pa
     page.page.locator("input[type=file]").set_input_files(tmp_path / "heavy.png")
     sync_api.expect(page.page.get_by_text("heavy.png has 201 MB; this page takes up to 200 MB.")).to_be_visible()
     page.press("Denoise")
-    sync_api.expect(page.told("There is no picture")).to_be_visible()
+    sync_api.expect(page.told("There is no image")).to_be_visible()
     page.drop(good)
     page.page.locator("input[type=file]").set_input_files(tmp_path / "cut.png")
     sync_api.expect(page.told("cut.png is damaged")).to_have_count(2)
@@ -470,55 +472,59 @@ def test_everything_has_a_name_and_can_be_read(visit, scheme, tmp_path):
 
 
 def test_cancelled_job_ends_before_the_next_layer(model, tmp_path):
-    page = demo_app.Page(tmp_path, str(model), "cpu", "float32")
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
     someone = SimpleNamespace(session_hash="someone")
-    page.open(someone, save_photograph(tmp_path / "noisy.png", size=(200, 150)), shutil.copy)
-    unet = page.load(str(model)).pipe.unet
+    jobs.open(someone, save_photograph(tmp_path / "noisy.png", size=(200, 150)), shutil.copy)
+    unet = jobs.load(str(model)).unet
     entered = []
     unet.conv_in.register_forward_hook(lambda *_: entered.append("first layer"))
-    unet.mid_block.register_forward_hook(lambda *_: page.cancel(someone))
+    unet.mid_block.register_forward_hook(lambda *_: jobs.cancel(someone))
     unet.conv_out.register_forward_hook(lambda *_: entered.append("last layer"))
-    settings = demo_app.Settings(1, 2, False, "phone", 1600, str(model), "improved", 64)
-    job, _ = page.ask(someone, *vars(settings).values())
-    assert page.denoise(someone, job, progress=lambda *_, **__: None) == (gr.skip(), gr.skip())
+    settings = Settings(1, 2, False, "phone", 1600, str(model), "improved", 64)
+    job, _ = jobs.start(someone, *settings)
+    assert jobs.denoise(someone, job, progress=lambda *_, **__: None) == (gr.skip(), gr.skip())
     assert entered == ["first layer"]
     assert not list(tmp_path.rglob("*_denoised*"))
 
 
 def test_no_name_of_an_upload_is_that_of_a_file_of_the_page(model, tmp_path):
-    page = demo_app.Page(tmp_path, str(model), "cpu", "float32")
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
     for name in ("before.png", "noisy.png"):
         write_image(tmp_path / name, photograph(bits=16))
-        page.open(SimpleNamespace(session_hash="someone"), tmp_path / name, shutil.copy)
-        picture = page.visitors["someone"].picture
-        assert picture.name == name and picture.read_bytes() == (tmp_path / name).read_bytes()
+        jobs.open(SimpleNamespace(session_hash="someone"), tmp_path / name, shutil.copy)
+        file = jobs.visitors["someone"].file
+        assert file.name == name and file.read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_settings_of_one_visitor_are_not_those_of_the_next(tmp_path):
     make_pipeline(tile_size=None, tile_overlap=16).save_pretrained(tmp_path / "model")
-    page = demo_app.Page(tmp_path, str(tmp_path / "model"), "cpu", "float32")
-    photo, sizes, jobs = save_photograph(tmp_path / "a.png"), [], []
+    jobs = Jobs(tmp_path, str(tmp_path / "model"), "cpu", "float32")
+    unet = jobs.load(str(tmp_path / "model")).unet
+    photo, numbers, sizes = save_photograph(tmp_path / "a.png", size=(90, 90)), [], []
     for session, tile_size in (("one", 64), ("two", None)):
         visitor = SimpleNamespace(session_hash=session)
-        page.open(visitor, photo, shutil.copy)
-        jobs.append(page.ask(visitor, 1, 1, False, "phone", 1600, str(tmp_path / "model"), "improved", tile_size)[0])
-        page.denoise(visitor, jobs[-1], progress=lambda *_, **__: None)
-        sizes.append(page.load(str(tmp_path / "model")).pipe.config.tile_size)
-    assert sizes == [64, None]
-    assert jobs[0] != jobs[1]
+        jobs.open(visitor, photo, shutil.copy)
+        numbers.append(
+            jobs.start(visitor, 1, 1, False, "phone", 1600, str(tmp_path / "model"), "improved", tile_size)[0]
+        )
+        hook = unet.register_forward_pre_hook(lambda unet, inputs: sizes.append(inputs[0].shape[-1] * 2))
+        jobs.denoise(visitor, numbers[-1], progress=lambda *_, **__: None)
+        hook.remove()
+    assert max(sizes[:-1]) <= 64 and sizes[-1] >= 90  # tiles, and the whole image
+    assert numbers[0] != numbers[1]
 
 
 def test_strangers_choose_no_model(model, tmp_path):
-    page = demo_app.Page(tmp_path, str(model), "cpu", "float32", one_model=True)
-    assert page.load("org/huge") is page.load(str(model)) is page.load(str(tmp_path))
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32", one_model=True)
+    assert jobs.load("org/huge") is jobs.load(str(model)) is jobs.load(str(tmp_path))
 
 
 def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
-    page = demo_app.Page(tmp_path / "root", str(model), "cpu", "float32")
+    jobs = Jobs(tmp_path / "root", str(model), "cpu", "float32")
     secret = save_photograph(tmp_path / "secret.png")
     for path in (secret, tmp_path / "root" / ".." / "secret.png", tmp_path / "root" / "missing.png"):
         with pytest.raises(gr.Error, match="did not arrive"):
-            page.upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, {"path": str(path)}))
+            jobs.open_upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, {"path": str(path)}))
     assert secret.exists()
 
 
