@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,80 @@ def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
     assert code == 1 and "/proc/nowhere" in said
 
 
+def test_a_folder_that_cannot_be_made_is_named(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    (tmp_path / "file").touch()
+    code, said = run("denoise", noisy, "-o", "file/out/")
+    assert code == 1 and "the folder file/out cannot be made: Not a directory; choose another place with -o." in said
+
+
+def test_output_without_extension_keeps_that_of_the_input(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    code, said = run("denoise", noisy, "-o", "clean")
+    assert code == 0 and "clean.png" in said and Image.open("clean.png").format == "PNG"
+    assert run("denoise", noisy, "-o", "clean", "--format", "jpg")[0] == 0
+    assert Image.open("clean.jpg").format == "JPEG" and not (tmp_path / "clean").exists()
+
+
+def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatch):
+    for i in range(3):
+        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+    denoise = batch.denoise_pixels
+
+    def denoise_while_another_run_finishes(pipe, pixels, **kwargs):
+        (tmp_path / "out" / "2.png").write_bytes(b"of the other run")
+        return denoise(pipe, pixels, **kwargs)
+
+    with batch.claim(tmp_path / "out" / "0.png"):
+        code, said = run("denoise", "in", "-o", "out")
+        assert code == 0 and "2 denoised; 1 left to another run" in said
+        assert not (tmp_path / "out" / "0.png").exists()
+    (tmp_path / "out" / "2.png").unlink()
+    monkeypatch.setattr(batch, "denoise_pixels", denoise_while_another_run_finishes)
+    (tmp_path / "out" / "0.png").touch()
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 0 and "0 denoised; 2 skipped" in said and "1 left to another run" in said
+    assert (tmp_path / "out" / "2.png").read_bytes() == b"of the other run"
+
+
+def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):
+    for i in range(12):
+        save_picture(tmp_path / "in" / f"{i}.png", size=(100, 100), seed=i)
+    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", "in", "-o", "out", "--model", str(model)]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(int(text.split(" denoised")[0]) for text in said) == 12, said
+    assert len(list((tmp_path / "out").iterdir())) == 12
+
+
+def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path):
+    save_picture(tmp_path / "in" / "1.png")
+    for name in ("a.CR2", "b.dng", "c.mp4", "d.gif", ".hidden.nef", "notes.txt"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "deep").mkdir()
+    (tmp_path / "in" / "deep" / "e.mov").touch()
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 0 and "1 denoised" in said
+    assert "in: 2 raw files left out; develop to TIFF or JPEG first." in said
+    assert "in: 1 video left out; extract the frames as images first." in said
+    assert "in: 1 image of another format left out; convert to PNG or TIFF first." in said
+    assert "in: 1 subfolder left out; --recursive includes them." in said
+    code, said = run("denoise", "in", "-o", "out", "--recursive")
+    assert "in: 2 videos left out" in said and "subfolder" not in said
+    assert run("denoise", "in", "-o", "out", "--quiet") == (0, "")
+
+
+def test_a_folder_of_results_only_is_not_passed_over_in_silence(run, tmp_path):
+    for name in ("cat", "dog"):
+        save_picture(tmp_path / "in" / f"{name}_denoised.png")
+    code, said = run("denoise", "in")
+    assert code == 0 and "0 denoised" in said
+    assert "in: 2 files named *_denoised left out as results of an earlier run; denoise them by their names." in said
+    save_picture(tmp_path / "in" / "cat.jpg")  # now one of them is its result
+    assert "in: 1 file named *_denoised left out" in run("denoise", "in")[1]
+
+
 def test_two_pictures_for_one_result_are_refused(run, tmp_path):
     save_picture(tmp_path / "a" / "1.png")
     save_picture(tmp_path / "b" / "1.png")
@@ -317,6 +392,18 @@ def test_info(run, model):
         assert fact in said
     code, said = run("info", "nowhere")
     assert code == 1 and "nowhere" in said
+
+
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [(b"---\nlicense: [mit\n---\n# x\n", "no valid YAML"), (b"---\nlicense: mit\n---\n# caf\xe9\n", "not in UTF-8")],
+)
+def test_a_broken_card_is_named(run, model, tmp_path, card, reason):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes(card)
+    for command in (["info", "model"], ["publish", "model", "org/name", "--dry-run"]):
+        code, said = run(*command)
+        assert code == 1 and "model/README.md" in said and reason in said
 
 
 def test_simulate_is_reproducible(run, tmp_path):

@@ -1,20 +1,47 @@
 """The work of `gdd denoise`: plan which result goes where, denoise one image after another, and report."""
 
+import hashlib
 import os
+import tempfile
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
 from ..comparison import compare
-from ..files import FORMATS, ImageFile, check_output, for_display, list_images, read_image, write_image
+from ..files import (
+    FORMATS,
+    ImageFile,
+    check_output,
+    for_display,
+    list_images,
+    pictures_in,
+    read_image,
+    write_image,
+)
 from .denoising import denoise_pixels, first_line, show_progress
 
 
 SUFFIX = "_denoised"  # of results that lie beside their inputs
+
+RAW = ".3fr .arw .cr2 .cr3 .crw .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srw .x3f"
+VIDEO = ".3gp .avi .m2ts .m4v .mkv .mov .mp4 .mpg .mts .webm .wmv"
+OTHER = ".bmp .exr .gif .hdr .jp2 .jxl .pnm .ppm .psd .svg .tga"
+# Files of a folder that are left out: one, several, their extensions, and what to do with them
+LEFT_OUT = [
+    ("raw file", "raw files", RAW.split(), "develop to TIFF or JPEG first"),
+    ("video", "videos", VIDEO.split(), "extract the frames as images first"),
+    ("image of another format", "images of other formats", OTHER.split(), "convert to PNG or TIFF first"),
+]
+
+
+class TakenByAnotherRun(Exception):
+    """Another run makes, or has just made, the same result."""
 
 
 @dataclass
@@ -25,9 +52,10 @@ class Batch:
     failed: dict[Path, str] = field(default_factory=dict)  # input: the reason
     jobs: dict[Path, Path] = field(default_factory=dict)  # the outputs that are to be made
     format: str | None = None  # of all outputs; each input's own if None
+    notes: list[str] = field(default_factory=list)  # on what was left out or changed
     num_skipped: int = 0
+    num_taken: int = 0  # by another run
     done: list[Path] = field(default_factory=list)
-    converted: list[Path] = field(default_factory=list)  # from CMYK to sRGB
     megapixels: float = 0.0
     seconds: float = 0.0
     device: str = ""
@@ -37,6 +65,8 @@ class Batch:
         parts = [f"{len(self.done)} denoised"]
         if self.num_skipped:
             parts.append(f"{self.num_skipped} skipped, since their results exist (--overwrite replaces them)")
+        if self.num_taken:
+            parts.append(f"{self.num_taken} left to another run, which is at work on the same files")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         if self.done:
@@ -63,9 +93,9 @@ def plan(
     format = format and format.lower().removeprefix(".")
     if format is not None and f".{format}" not in FORMATS:
         raise ValueError(f"there is no format .{format}: use one of {', '.join(FORMATS)}.")
-    sources, failed = _find_sources(inputs, output, recursive)
+    sources, failed, notes = _find_sources(inputs, output, recursive)
     is_single = len(inputs) == 1 and list(sources) == inputs
-    batch = Batch(_assign_outputs(sources, output, format, is_single), failed, format=format)
+    batch = Batch(_assign_outputs(sources, output, format, is_single), failed, notes=notes, format=format)
     if sheet and len(batch.outputs) > 1:
         raise ValueError(f"--compare takes one image, not {len(batch.outputs)}.")
     if sheet and os.path.realpath(sheet) in {os.path.realpath(p) for pair in batch.outputs.items() for p in pair}:
@@ -86,23 +116,45 @@ def plan(
     return batch
 
 
-def _find_sources(inputs: list[Path], output: str | None, recursive: bool) -> tuple[dict[Path, Path], dict[Path, str]]:
-    """Return the images with their paths below the output folder, and the inputs without any with the reasons."""
-    sources, failed = {}, {}
+def _find_sources(
+    inputs: list[Path], output: str | None, recursive: bool
+) -> tuple[dict[Path, Path], dict[Path, str], list[str]]:
+    """Return the images with their paths below the output folder, the inputs without any, and notes on the rest."""
+    sources, failed, notes = {}, {}, []
     for item in inputs:
         try:
+            if item.is_dir():
+                notes += _describe_left_out(item, output, recursive)
             paths = list_images([item], recursive)
         except OSError as error:
             failed[item] = first_line(error)
             continue
+        names = {path.with_suffix("") for path in paths}
+        orphans = 0
         for path in paths:
             if output is None:
                 is_result = path != item and path.stem.endswith(SUFFIX)
+                orphans += is_result and path.with_name(path.stem.removesuffix(SUFFIX)) not in names
             else:
                 is_result = _is_below(output, item) and _is_below(path, output)
             if not is_result:  # of an earlier run
                 sources[path] = path.relative_to(item) if item.is_dir() else Path(path.name)
-    return sources, failed
+        if orphans:
+            what = f"{orphans} file{'s' * (orphans > 1)} named *{SUFFIX}"
+            notes.append(f"{item}: {what} left out as results of an earlier run; denoise them by their names.")
+    return sources, failed, notes
+
+
+def _describe_left_out(folder: Path, output: str | None, recursive: bool) -> list[str]:
+    notes = []
+    for one, several, suffixes, advice in LEFT_OUT:
+        if count := len(pictures_in(folder, suffixes, recursive)):
+            notes.append(f"{folder}: {count} {one if count == 1 else several} left out; {advice}.")
+    if not recursive:
+        subfolders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if count := sum(os.path.realpath(path) != (output and os.path.realpath(output)) for path in subfolders):
+            notes.append(f"{folder}: {count} subfolder{'s' * (count > 1)} left out; --recursive includes them.")
+    return notes
 
 
 def _is_below(path: str | Path, folder: str | Path) -> bool:
@@ -115,10 +167,12 @@ def _assign_outputs(
     if output is None:
         targets = {path: path.with_stem(path.stem + SUFFIX) for path in sources}
     elif is_single and not output.endswith((os.sep, os.altsep or os.sep)) and not os.path.isdir(output):
-        target = Path(output)
+        (path,), target = sources, Path(output)
+        if not target.suffix:
+            target = target.with_suffix(f".{format}" if format else path.suffix)
         if format and FORMATS.get(target.suffix.lower()) not in (None, FORMATS[f".{format}"]):
             raise ValueError(f"{target} does not end in .{format}; change the name or the --format.")
-        return dict.fromkeys(sources, target)
+        return {path: target}
     elif os.path.isfile(Path(output)):  # Path drops the slash at the end
         raise ValueError(f"{Path(output)} is a file, but a folder is needed; choose another name with -o.")
     else:
@@ -156,13 +210,15 @@ def run(batch: Batch, pipe, quiet: bool, **options) -> None:
                 bar.set_description(path.name)
                 try:
                     image = denoise_file(pipe, path, target, format=batch.format, **options)
+                except TakenByAnotherRun:
+                    batch.num_taken += 1
                 except Exception as error:  # whatever it is, the others can still be denoised
                     batch.failed[path] = first_line(error)
                 else:
                     batch.done.append(path)
                     batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
                     if image.cmyk:
-                        batch.converted.append(path)
+                        batch.notes.append(f"{path} was CMYK, and its result is sRGB.")
                 bar.update(number + 1 - bar.n)
         except KeyboardInterrupt:
             batch.interrupted = True
@@ -181,17 +237,54 @@ def denoise_file(
     **kwargs,
 ) -> ImageFile:
     """Denoise one file into another; `kwargs` are passed to the pipeline."""
-    image = read_image(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # checked before the work, not after it
-    check_output(target, image.pixels, image, format, overwrite)
-    if sheet:
-        sheet_format = None if sheet.suffix else "png"
-        check_output(sheet, image.pixels[..., :1], format=sheet_format, overwrite=overwrite)  # it has no alpha
-    denoised = denoise_pixels(pipe, image.pixels, **kwargs)
-    write_image(target, denoised, like=image, format=format, quality=quality, overwrite=overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the folder {target.parent} cannot be made: {error.strerror}; choose another place with -o."
+        ) from error
+    with claim(target):
+        if target.exists() and not overwrite:
+            raise TakenByAnotherRun
+        image = read_image(path)
+        # checked before the work, not after it
+        check_output(target, image.pixels, image, format, overwrite)
+        if sheet:
+            sheet_format = None if sheet.suffix else "png"
+            check_output(sheet, image.pixels[..., :1], format=sheet_format, overwrite=overwrite)  # it has no alpha
+        denoised = denoise_pixels(pipe, image.pixels, **kwargs)
+        try:
+            write_image(target, denoised, like=image, format=format, quality=quality, overwrite=overwrite)
+        except FileExistsError:  # made meanwhile by a run on another machine
+            raise TakenByAnotherRun from None
     if sheet:
         before, after = (Image.fromarray(for_display(pixels)) for pixels in (image.pixels, denoised))
         comparison = compare({"before": before, "after": after})
         write_image(sheet, np.asarray(comparison), format=sheet_format, overwrite=overwrite)
     return image
+
+
+@contextmanager
+def claim(target: Path):
+    """
+    Keep other runs on this machine from making the same result meanwhile.
+
+    Raises:
+        [`TakenByAnotherRun`]: If one is making it.
+    """
+    name = hashlib.sha256(os.fsencode(os.path.realpath(target))).hexdigest()
+    # not beside the target, where it would stay if this process were killed
+    lock = FileLock(Path(tempfile.gettempdir(), f"gdd-{name[:32]}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TakenByAnotherRun from None
+    except OSError:  # there can be no lock: another user's run holds it, or the disk is full
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()

@@ -86,9 +86,8 @@ def denoise(
             files = {"quality": quality, "overwrite": overwrite, "sheet": compare}
             run(batch, pipe, quiet, **files, num_inference_steps=steps, strength=strength)
 
-    if not quiet:
-        for path in batch.converted:
-            say(f"{path} was CMYK, and its result is sRGB.")
+    for note in batch.notes if not quiet else []:
+        say(note)
     for path, reason in batch.failed.items():
         say(f"gdd: {reason}" if str(path) in reason else f"gdd: {path}: {reason}")
     if batch.interrupted:
@@ -109,7 +108,7 @@ def info(
     """Print what a model is: size, settings, training data, licence, measured quality."""
     with exit_on_errors():
         pipe = load_model(model, "cpu", "float32")
-    card = load_card(pipe)
+        card = load_card(pipe)
     parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
     steps, overlap, tile_size = (
         pipe.config[key] for key in ("default_num_inference_steps", "tile_overlap", "tile_size")
@@ -135,7 +134,14 @@ def load_card(pipe):
     from huggingface_hub import ModelCard
 
     file = Path(pipe.name_or_path, "README.md")
-    return ModelCard.load(file) if file.is_file() else None
+    try:
+        return ModelCard.load(file) if file.is_file() else None
+    except UnicodeDecodeError:
+        raise OSError(f"{file} is not in UTF-8; save it as such.") from None
+    except Exception as error:  # of the YAML library, or of the Hub's client
+        raise OSError(
+            f"the metadata at the top of {file} is no valid YAML ({first_line(error)}); correct it."
+        ) from None
 
 
 def first_paragraph(markdown: str, heading: str) -> str:
@@ -198,7 +204,7 @@ def publish(
     from .. import hub
 
     with exit_on_errors(RuntimeError, ValueError):
-        load_model(str(folder), "cpu", "float32")  # says what is wrong with the model, if anything is
+        load_card(load_model(str(folder), "cpu", "float32"))  # which say what is wrong with the model or its card
         if not dry_run:
             commit = hub.publish(folder, repo, private=private or None, overwrite_card=overwrite_card)
             typer.echo(commit.commit_url)
