@@ -279,13 +279,13 @@ def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path):
 
 
 def test_a_folder_of_results_only_is_not_passed_over_in_silence(run, tmp_path):
-    for name in ("cat", "dog"):
+    for name in ("cat", "dog", ""):
         save_picture(tmp_path / "in" / f"{name}_denoised.png")
     code, said = run("denoise", "in")
     assert code == 0 and "0 denoised" in said
-    assert "in: 2 files named *_denoised left out as results of an earlier run; denoise them by their names." in said
+    assert "in: 3 files named *_denoised left out as results of an earlier run; denoise them by their names." in said
     save_picture(tmp_path / "in" / "cat.jpg")  # now one of them is its result
-    assert "in: 1 file named *_denoised left out" in run("denoise", "in")[1]
+    assert "in: 2 files named *_denoised left out" in run("denoise", "in")[1]
 
 
 def test_two_pictures_for_one_result_are_refused(run, tmp_path):

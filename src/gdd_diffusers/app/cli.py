@@ -76,7 +76,8 @@ def denoise(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
     """Remove the noise from images. Depth, colour profile and metadata stay as they are; CMYK becomes sRGB."""
-    from .batch import plan, run
+    from .batch import run
+    from .planning import plan
 
     with exit_on_errors():
         batch = plan(inputs, output, format, recursive, overwrite, compare)
@@ -226,6 +227,9 @@ def demo(
         "127.0.0.1"
     ),
     port: Annotated[int | None, typer.Option(help="The first free one from 7860 on if not given.")] = None,
+    allow_folders: Annotated[
+        bool, typer.Option("--allow-folders", help="Let the page load models from folders of this machine.")
+    ] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page at once.")] = True,
 ):
     """Open a page in the browser to drop images on. They stay on this machine."""
@@ -236,7 +240,7 @@ def demo(
             raise
         raise fail('the page needs Gradio: pip install "gdd-diffusers[demo]"') from None
     with exit_on_errors():
-        launch(model, device, dtype, host, port, open_browser=browser)
+        launch(model, device, dtype, host, port, browser, allow_folders)
 
 
 def print_version(value: bool):
