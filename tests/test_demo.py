@@ -5,10 +5,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +32,8 @@ from gdd_diffusers.files import write_image
 gr = pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 from gdd_diffusers.app.demo.jobs import SEED, Jobs, Settings  # noqa: E402
-from gdd_diffusers.app.demo.page import MAX_MEGABYTES  # noqa: E402
+from gdd_diffusers.app.demo.page import MAX_MEGABYTES, build_page  # noqa: E402
+from gdd_diffusers.app.demo.server import OwnRequestsOnly  # noqa: E402
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -131,7 +136,9 @@ def command(*options):
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    server = Server(command("--model", model, "--dtype", "float32"), tmp_path_factory.mktemp("server"))
+    server = Server(
+        command("--model", model, "--dtype", "float32", "--allow-folders"), tmp_path_factory.mktemp("server")
+    )
     yield server
     assert server.stop() == 0
     assert not server.files()
@@ -367,7 +374,7 @@ def test_controls_begin_as_the_model_wants_them(visit, tmp_path):
     sync_api.expect(page.page.get_by_label("Tile size")).to_have_value("1024")
     field.fill(str(tmp_path))
     field.press("Enter")
-    sync_api.expect(page.told(f"Cannot load the model in {tmp_path}")).to_be_visible()
+    sync_api.expect(page.told(f"{tmp_path} is neither the folder of a model nor a model on the Hub.")).to_be_visible()
 
 
 @needs_browser
@@ -526,6 +533,108 @@ def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
         with pytest.raises(gr.Error, match="did not arrive"):
             jobs.open_upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, {"path": str(path)}))
     assert secret.exists()
+
+
+@pytest.mark.parametrize("number", [None, -1, 2, "0", [], float("nan")])
+def test_an_example_that_is_not_there_is_named(model, tmp_path, number):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    for data in ({"number": number}, {}):
+        with pytest.raises(gr.Error, match="There is no such example") as error:
+            jobs.open_example(SimpleNamespace(session_hash="someone"), gr.EventData(None, data))
+        assert not error.value.print_exception
+
+
+@pytest.mark.parametrize("path", [None, "", ".", "\0", 3, [], "a" * 5000])
+def test_an_upload_that_is_not_there_is_named(model, tmp_path, path):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    for data in ({"path": path}, {}):
+        with pytest.raises(gr.Error, match="did not arrive") as error:
+            jobs.open_upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, data))
+        assert not error.value.print_exception
+
+
+def test_settings_that_are_missing_are_named(model, tmp_path):
+    jobs, someone = Jobs(tmp_path, str(model), "cpu", "float32"), SimpleNamespace(session_hash="someone")
+    jobs.open(someone, save_photograph(tmp_path / "a.png"), shutil.copy)
+    with pytest.raises(gr.Error, match="setting is missing"):
+        jobs.start(someone, None, 1, False, "phone", None, "", "improved", None)
+
+
+def test_a_slow_file_keeps_its_own_visitor_waiting_only(model, tmp_path):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    photo, slow, other = save_photograph(tmp_path / "a.png"), *(SimpleNamespace(session_hash=name) for name in "ab")
+    started, finish = threading.Event(), threading.Event()
+
+    def take_slowly(*args):
+        started.set()
+        finish.wait(60)
+        return shutil.copy(*args)
+
+    with ThreadPoolExecutor() as executor:
+        first = executor.submit(jobs.open, slow, photo, take_slowly)
+        started.wait(60)
+        with pytest.raises(gr.Error, match="still being opened"):
+            jobs.open(slow, photo, shutil.copy)
+        assert jobs.open(other, photo, shutil.copy)[0]["name"] == "a.png"
+        finish.set()
+        assert first.result()[0]["name"] == "a.png"
+    assert jobs.open(slow, photo, shutil.copy)[0]["name"] == "a.png"
+    limits = {fn.name: fn.concurrency_limit for fn in build_page(jobs).fns.values()}
+    assert limits["open_upload"] > 1 and limits["open_example"] > 1
+
+
+def test_folders_are_loaded_only_if_that_was_allowed(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    jobs = Jobs(tmp_path, None, "cpu", "float32")
+    for folder in (model, tmp_path / "missing"):
+        with pytest.raises(OSError, match=f"^the Hub has no model {folder}: "):
+            jobs.load(str(folder))
+    jobs = Jobs(tmp_path, None, "cpu", "float32", allow_folders=True)
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(OSError, match=f"^{folder} is neither the folder of a model nor a model on the Hub.$"):
+            jobs.load(str(folder))
+    assert jobs.load(str(model)).config.tile_size == 64
+
+
+def test_requests_of_other_sites_are_refused(server):
+    own = server.url.removeprefix("http://")
+    port = int(own.rpartition(":")[2])
+
+    def status(method="GET", path="/", body=None, **headers):
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        assert answer.status != 403 or "evil" not in str(answer.headers)
+        return answer.status
+
+    assert status() == status(Host=f"localhost:{port}") == status(Origin=f"http://{own}") == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", "[", ""):
+        assert status(Host=host) == 403
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx\r\n--x--\r\n'
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"https://evil.example:{port}", "http://["):
+        assert status(Origin=origin) == 403
+        assert status("OPTIONS", "/gradio_api/queue/join", Origin=origin) == 403
+        assert status("POST", "/gradio_api/queue/join", "{}", Origin=origin) == 403
+        assert status("POST", "/gradio_api/upload", body, Origin=origin, **form) == 403
+    assert not any(path.name == "a.png" for path in server.files())
+
+
+def test_a_page_for_the_network_answers_to_its_addresses_and_names(monkeypatch):
+    monkeypatch.setenv("SPACE_HOST", "me-gdd.hf.space")
+    gate = OwnRequestsOnly(None, "0.0.0.0")
+    name = socket.gethostname()
+    for host in (
+        "192.168.0.2:7860",
+        "[fe80::1]:7860",
+        f"{name}:7860",
+        f"{name}.local",
+        "localhost",
+        "me-gdd.hf.space",
+    ):
+        assert gate.is_own(host, [f"http://{host}"])
+    assert not gate.is_own("evil.example:7860", [])
+    assert not gate.is_own("192.168.0.2:7860", ["http://evil.example:7860"])
 
 
 def test_what_keeps_the_page_from_opening_is_told(server, model, tmp_path):

@@ -49,7 +49,7 @@ def choose_device(device: str = "auto", dtype: str = "auto"):
     return torch.device(device), getattr(torch, dtype)
 
 
-def load_model(model: str | None = None, device: str = "auto", dtype: str = "auto"):
+def load_model(model: str | None = None, device: str = "auto", dtype: str = "auto", hub_only: bool = False):
     """
     Load a pipeline, without log messages or progress bars.
 
@@ -57,6 +57,7 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
         model (`str`, *optional*): A folder, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub. Defaults to the bundled
             weights.
         device, dtype (`str`, defaults to `"auto"`): See [`choose_device`].
+        hub_only (`bool`, defaults to `False`): Whether to look for `model` on the Hub only.
 
     Raises:
         `OSError`: If the model cannot be found or loaded, in one sentence.
@@ -71,12 +72,13 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
     logging.disable_progress_bar()
     folder = Path(model or BUNDLED)
     # the Hub's client and diffusers raise errors of many classes, which all mean that there is no such model
-    if not folder.is_dir():
+    if model and (hub_only or not folder.is_dir()):
         name, _, revision = model.partition("@")
         try:
             folder = RealDenoisePipeline.download(name, revision=revision or None)
         except Exception as error:
-            raise OSError(f"there is no folder {model}, and the Hub has no such model: {first_line(error)}") from error
+            place = "" if hub_only else f"there is no folder {model}, and "
+            raise OSError(f"{place}the Hub has no model {model}: {first_line(error)}") from error
     try:
         return RealDenoisePipeline.from_pretrained(folder, dtype=chosen_dtype).to(chosen_device)
     except Exception as error:

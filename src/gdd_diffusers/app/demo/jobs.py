@@ -15,9 +15,10 @@ from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from threading import Lock
 from urllib.parse import quote
 
 import gradio as gr
@@ -51,6 +52,7 @@ class Visitor:
     before: str | None = None  # URL of its preview
     job: int | None = None  # the last one, until it is done; any other one is cancelled
     settings: Settings | None = None  # of the last job
+    opening: Lock = field(default_factory=Lock)  # held while a file is read
 
 
 class JobCancelled(Exception):
@@ -65,7 +67,8 @@ class Jobs:
         model (`str`, *optional*): A folder or a Hub repo to start with; the bundled weights if not given.
         device, dtype (`str`, defaults to `"auto"`): As for `gdd denoise`.
         one_model (`bool`, defaults to `False`): Whether visitors get this model only. Any other one would be loaded
-            with the rights of whoever runs the server: from its folders, with its login to the Hub, of any size.
+            with the rights of whoever runs the server: with its login to the Hub, of any size.
+        allow_folders (`bool`, defaults to `False`): Whether visitors may load models from folders of this machine.
 
     Raises:
         `OSError`: If the model cannot be loaded.
@@ -73,9 +76,16 @@ class Jobs:
     """
 
     def __init__(
-        self, root: Path, model: str | None = None, device: str = "auto", dtype: str = "auto", one_model: bool = False
+        self,
+        root: Path,
+        model: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        one_model: bool = False,
+        allow_folders: bool = False,
     ):
-        self.root, self.device, self.dtype, self.one_model = root, device, dtype, one_model
+        self.root, self.device, self.dtype = root, device, dtype
+        self.one_model, self.allow_folders = one_model, allow_folders
         # One thread for all jobs: Gradio starts the next one while a cancelled one still ends, and the C library keeps
         # memory for each thread that has ever asked for much.
         self.worker = ThreadPoolExecutor(max_workers=1)
@@ -91,7 +101,14 @@ class Jobs:
             name = self.first_model
         loaded, pipe = self.loaded
         if name != loaded:
-            pipe = load_model(name, self.device, self.dtype)
+            is_first = name == self.first_model
+            try:
+                pipe = load_model(name, self.device, self.dtype, hub_only=not (is_first or self.allow_folders))
+            except OSError:
+                if is_first or not self.allow_folders:
+                    raise
+                # the same words whether there is such a folder or not
+                raise OSError(f"{name} is neither the folder of a model nor a model on the Hub.") from None
             for layer in pipe.unet.modules():  # a job can end before any layer, so within a tile
                 layer.register_forward_pre_hook(self.raise_if_cancelled)
             self.loaded = name, pipe
@@ -102,17 +119,26 @@ class Jobs:
 
     def open_upload(self, request: gr.Request, event: gr.EventData):
         """Open the file that the browser has just sent."""
-        path = Path(event.path).resolve()
-        if not path.is_relative_to(self.root) or not path.is_file():
+        try:
+            path = Path(getattr(event, "path", None)).resolve()
+            has_arrived = path.is_relative_to(self.root) and path.is_file()
+        except (OSError, RuntimeError, TypeError, ValueError):  # no browser of ours has sent this
+            has_arrived = False
+        if not has_arrived:
             raise page_error(ValueError("the image did not arrive; choose it again."), self.root)
         return self.open(request, path, shutil.move)
 
     def open_example(self, request: gr.Request, event: gr.EventData):
-        return self.open(request, EXAMPLES[event.number], shutil.copy)
+        number = getattr(event, "number", None)
+        if number not in range(len(EXAMPLES)):
+            raise page_error(ValueError("there is no such example."), self.root)
+        return self.open(request, EXAMPLES[int(number)], shutil.copy)
 
     def open(self, request: gr.Request, path: Path, take: Callable):
         """Make a file the image of the visitor, in place of the last one, and show it."""
         visitor = self.visitors.setdefault(request.session_hash, Visitor())
+        if not visitor.opening.acquire(blocking=False):  # which would keep the others waiting
+            raise page_error(ValueError("the last image is still being opened; wait until it is there."), self.root)
         folder = self.root / secrets.token_hex(16)
         (folder / "image").mkdir(parents=True)
         try:
@@ -123,6 +149,8 @@ class Jobs:
         except Exception as error:
             shutil.rmtree(folder)
             raise page_error(error, folder / "image") from error
+        finally:
+            visitor.opening.release()
         self.forget_image(visitor)
         visitor.folder, visitor.file, visitor.before = folder, file, before
         if request.session_hash not in self.visitors:  # left meanwhile
@@ -145,6 +173,8 @@ class Jobs:
         visitor = self.visitor(request)
         if visitor.file is None:
             raise page_error(ValueError("there is no image: drop one first."), self.root)
+        if None in settings[:-1]:  # only the tile size can be empty
+            raise page_error(ValueError("a setting is missing."), self.root)
         visitor.job, visitor.settings = next(self.numbers), Settings(*settings)
         return visitor.job, gr.Button(interactive=True)
 

@@ -40,7 +40,8 @@ INFO = {
     "iso": "The higher, the noisier. White noise has none.",
     "rule": "What steps add up to: improved is the mean of their guesses, origin the last one.",
     "tile_size": "Side in pixels of the pieces that a large image is cut into; smaller ones need less memory.",
-    "model": "A folder, or a repo on the Hugging Face Hub such as org/name; empty is the bundled one. Press Enter.",
+    "model": "A repo on the Hugging Face Hub such as org/name; empty is the bundled one. Press Enter.",
+    "folder": "A folder, or a repo on the Hugging Face Hub such as org/name; empty is the bundled one. Press Enter.",
 }
 
 
@@ -54,7 +55,7 @@ def build_page(jobs: Jobs) -> gr.Blocks:
     def defaults(name: str) -> tuple[dict, dict, dict]:
         """Load a model, and return what it sets the controls to."""
         try:
-            pipe = jobs.load(name.strip())
+            pipe = jobs.load((name or "").strip())
         except Exception as error:
             raise page_error(error, jobs.root) from error
         steps, tile_size = pipe.config.default_num_inference_steps, pipe.config.tile_size
@@ -93,7 +94,7 @@ def build_page(jobs: Jobs) -> gr.Blocks:
                         jobs.first_model,
                         label="Model",
                         placeholder="gdd-small, bundled",
-                        info=INFO["model"],
+                        info=INFO["folder" if jobs.allow_folders else "model"],
                         visible=not jobs.one_model,
                     )
 
@@ -102,8 +103,10 @@ def build_page(jobs: Jobs) -> gr.Blocks:
         quick = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         slow = {"concurrency_limit": 1, "show_progress_on": facts, "api_visibility": "private"}
 
-        drop.upload(jobs.open_upload, None, [viewer, facts], concurrency_id="open", **slow)
-        drop.select(jobs.open_example, None, [viewer, facts], concurrency_id="open", **slow)
+        # several at once, so that one visitor's slow file does not hold up the others
+        several = slow | {"concurrency_limit": 8, "concurrency_id": "open"}
+        drop.upload(jobs.open_upload, None, [viewer, facts], **several)
+        drop.select(jobs.open_example, None, [viewer, facts], **several)
         start.click(jobs.start, settings, [job, cancel], **quick)
         changed = [strength.release, steps.release, make_noisy.input, preset.input, iso.input, rule.input]
         changed += [tile_size.submit, tile_size.blur]
