@@ -539,7 +539,7 @@ def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
 @pytest.mark.parametrize("number", [None, -1, 2, "0", [], float("nan")])
 def test_an_example_that_is_not_there_is_named(model, tmp_path, number):
     jobs = Jobs(tmp_path, str(model), "cpu", "float32")
-    for data in ({"number": number}, {}):
+    for data in ({"number": number}, {}, None, 5):
         with pytest.raises(gr.Error, match="There is no such example") as error:
             jobs.open_example(SimpleNamespace(session_hash="someone"), gr.EventData(None, data))
         assert not error.value.print_exception
@@ -548,7 +548,7 @@ def test_an_example_that_is_not_there_is_named(model, tmp_path, number):
 @pytest.mark.parametrize("path", [None, "", ".", "\0", 3, [], "a" * 5000])
 def test_an_upload_that_is_not_there_is_named(model, tmp_path, path):
     jobs = Jobs(tmp_path, str(model), "cpu", "float32")
-    for data in ({"path": path}, {}):
+    for data in ({"path": path}, {}, None, 5):
         with pytest.raises(gr.Error, match="did not arrive") as error:
             jobs.open_upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, data))
         assert not error.value.print_exception

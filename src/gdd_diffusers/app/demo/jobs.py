@@ -120,7 +120,7 @@ class Jobs:
     def open_upload(self, request: gr.Request, event: gr.EventData):
         """Open the file that the browser has just sent."""
         try:
-            path = Path(getattr(event, "path", None)).resolve()
+            path = Path(event_value(event, "path")).resolve()
             has_arrived = path.is_relative_to(self.root) and path.is_file()
         except (OSError, RuntimeError, TypeError, ValueError):  # no browser of ours has sent this
             has_arrived = False
@@ -129,7 +129,7 @@ class Jobs:
         return self.open(request, path, shutil.move)
 
     def open_example(self, request: gr.Request, event: gr.EventData):
-        number = getattr(event, "number", None)
+        number = event_value(event, "number")
         if number not in range(len(EXAMPLES)):
             raise page_error(ValueError("there is no such example."), self.root)
         return self.open(request, EXAMPLES[int(number)], shutil.copy)
@@ -276,6 +276,12 @@ class Jobs:
                 shutil.rmtree(old)
         shown = {"name": file.name, "before": before, "after": after}
         return shown | {"download": file_url(result), "file": result.name}, facts_html(facts)
+
+
+def event_value(event: gr.EventData, name: str):
+    """Return a value that the page's JavaScript has sent; None if a visitor has sent something else."""
+    data = event._data  # its attributes raise errors of several kinds
+    return data.get(name) if isinstance(data, dict) else None
 
 
 def page_error(error: Exception, folder: Path) -> gr.Error:
