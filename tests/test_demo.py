@@ -556,6 +556,7 @@ def test_an_upload_that_is_not_there_is_named(model, tmp_path, path):
 
 def test_settings_that_are_missing_are_named(model, tmp_path):
     jobs, someone = Jobs(tmp_path, str(model), "cpu", "float32"), SimpleNamespace(session_hash="someone")
+    assert jobs.denoise(someone, None) == (gr.skip(), gr.skip())
     jobs.open(someone, save_photograph(tmp_path / "a.png"), shutil.copy)
     with pytest.raises(gr.Error, match="setting is missing"):
         jobs.start(someone, None, 1, False, "phone", None, "", "improved", None)

@@ -204,7 +204,7 @@ class Jobs:
         return self.worker.submit(run, self.run_job, self.visitor(request), job, progress).result()
 
     def run_job(self, visitor: Visitor, job: int, progress: gr.Progress):
-        if visitor.job != job:
+        if job is None or visitor.job != job:
             return gr.skip(), gr.skip()
         folder = visitor.folder
         self.running = visitor, job
