@@ -66,16 +66,16 @@ def denoise_file(
     **kwargs,
 ) -> ImageFile:
     """Denoise one file into another; `kwargs` are passed to the pipeline."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"the folder {target.parent} cannot be made: {error.strerror}; choose another place with -o."
-        ) from error
     with claim(target):
         if target.exists() and not overwrite:
             raise TakenByAnotherRun
         image = read_image(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"the folder {target.parent} cannot be made: {error.strerror}; choose another place with -o."
+            ) from error
         # checked before the work, not after it
         check_output(target, image.pixels, image, format, overwrite)
         if sheet:
