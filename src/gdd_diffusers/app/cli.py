@@ -226,7 +226,9 @@ def demo(
     host: Annotated[str, typer.Option(help="Who can see the page: this machine, or with 0.0.0.0 the network.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on if not given.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on if not given.")
+    ] = None,
     allow_folders: Annotated[
         bool, typer.Option("--allow-folders", help="Let the page load models from folders of this machine.")
     ] = False,

@@ -1,5 +1,6 @@
 """Serve the page, to nobody but the page itself."""
 
+import errno
 import os
 import signal
 import socket
@@ -82,10 +83,10 @@ def listen(host: str, port: int | None) -> socket.socket:
         try:
             return socket.create_server((host, candidate), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError as error:
-            reason = error.strerror or str(error)
-    raise OSError(
-        f"port {port or 'after port from 7860 on'} of {host} is taken or closed ({reason}); try another one."
-    )
+            if error.errno != errno.EADDRINUSE:
+                reason = (error.strerror or str(error)).partition(" (")[0]
+                raise OSError(f"the page cannot be served at port {candidate} of {host}: {reason}.") from None
+    raise OSError(f"{f'port {port}' if port else 'every port from 7860 on'} of {host} is taken; try another one.")
 
 
 class OwnRequestsOnly:
