@@ -77,8 +77,8 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
         try:
             folder = RealDenoisePipeline.download(name, revision=revision or None)
         except Exception as error:
-            place = "" if hub_only else f"there is no folder {model}, and "
-            raise OSError(f"{place}the Hub has no model {model}: {first_line(error)}") from error
+            looked_up = "" if hub_only else f"there is no folder {model}. "
+            raise OSError(f"{looked_up}{first_line(error)}") from error
     try:
         return RealDenoisePipeline.from_pretrained(folder, dtype=chosen_dtype).to(chosen_device)
     except Exception as error:
