@@ -1,3 +1,4 @@
+import os
 import shutil
 import signal
 import subprocess
@@ -214,11 +215,34 @@ def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
     assert code == 1 and "/proc/nowhere" in said
 
 
+def test_what_was_left_out_of_a_file_is_said(run, tmp_path):
+    Image.new("RGB", (70, 50)).save("noisy.jpg", exif=b"Exif\0\0nothing of the kind")
+    code, said = run("denoise", "noisy.jpg", "-o", "clean.jpg")
+    assert code == 0 and "1 denoised" in said and "noisy.jpg: its EXIF is damaged and was left out." in said
+    assert run("denoise", "noisy.jpg", "-o", "quiet.jpg", "--quiet") == (0, "")
+
+
+def test_images_above_the_limit_are_refused(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png", size=(2000, 1000))
+    for command in (["denoise", noisy, "-o", "clean.png"], ["simulate", noisy, "-o", "clean.png"]):
+        code, said = run(*command, "--max-pixels", 1_000_000)
+        assert code == 1 and "the limit for PNG is 1 million (--max-pixels)" in said
+    assert run("denoise", noisy, "-o", "clean.png", "--max-pixels", 2_000_000, "--strength", 0)[0] == 0
+
+
+def test_names_do_not_break_a_message(tmp_path, model):
+    (tmp_path / "a\nb.png").touch()
+    (tmp_path / os.fsdecode(b"c\xff.png")).touch()
+    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", ".", "--model", str(model)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert "gdd: a\\nb.png is empty" in said and "gdd: c\\xff.png is empty" in said and len(said.splitlines()) == 3
+
+
 def test_a_folder_that_cannot_be_made_is_named(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png")
     (tmp_path / "file").touch()
     code, said = run("denoise", noisy, "-o", "file/out/")
-    assert code == 1 and "the folder file/out cannot be made: Not a directory; choose another place with -o." in said
+    assert code == 1 and "the folder file/out cannot be made: Not a directory; choose another place." in said
 
 
 def test_output_without_extension_keeps_that_of_the_input(run, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..comparison import compare
-from ..files import ImageFile, check_output, for_display, read_image, write_image
+from ..files import MAX_PIXELS, ImageFile, check_output, for_display, printable, read_image, write_image
 from .denoising import denoise_pixels, first_line, show_progress
 from .planning import Batch
 
@@ -46,6 +46,7 @@ def run(batch: Batch, pipe, quiet: bool, **options) -> None:
                 else:
                     batch.done.append(path)
                     batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
+                    batch.notes += [f"{path}: {note}." for note in image.notes]
                     if image.cmyk:
                         batch.notes.append(f"{path} was CMYK, and its result is sRGB.")
                 bar.update(number + 1 - bar.n)
@@ -63,19 +64,19 @@ def denoise_file(
     quality: int | None = None,
     overwrite: bool = False,
     sheet: Path | None = None,
+    max_pixels: int | None = None,
     **kwargs,
 ) -> ImageFile:
     """Denoise one file into another; `kwargs` are passed to the pipeline."""
     with claim(target):
         if target.exists() and not overwrite:
             raise TakenByAnotherRun
-        image = read_image(path)
+        image = read_image(path, max_pixels or MAX_PIXELS)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(
-                f"the folder {target.parent} cannot be made: {error.strerror}; choose another place with -o."
-            ) from error
+            folder = printable(target.parent)
+            raise OSError(f"the folder {folder} cannot be made: {error.strerror}; choose another place.") from error
         # checked before the work, not after it
         check_output(target, image.pixels, image, format, overwrite)
         if sheet:

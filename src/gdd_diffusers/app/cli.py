@@ -25,11 +25,16 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Precision of the network; the image itself is kept in float32."),
 ]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Largest image to read, as width times height; a limit of memory.")
+]
 Model = Annotated[str | None, typer.Option(help="Folder or Hub repo, ORG/NAME or ORG/NAME@REVISION.")]
 
 
 def say(message: str):
-    typer.echo(message, err=True)
+    from ..files import printable
+
+    typer.echo(printable(message.replace("(max_pixels)", "(--max-pixels)")), err=True)
 
 
 def fail(message: str | Exception, code: int = 1) -> typer.Exit:
@@ -73,9 +78,11 @@ def denoise(
     compare: Annotated[Path | None, typer.Option(help="Also write a before/after image of the one input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist, and inputs.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Include folders within folders.")] = False,
+    max_pixels: MaxPixels = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
     """Remove the noise from images. Depth, colour profile and metadata stay as they are; CMYK becomes sRGB."""
+    from ..files import printable
     from .batch import run
     from .planning import plan
 
@@ -84,13 +91,14 @@ def denoise(
         if batch.jobs:
             pipe = load_model(model, device, dtype)
             configure(pipe, steps, rule, tile_size)
-            files = {"quality": quality, "overwrite": overwrite, "sheet": compare}
+            files = {"quality": quality, "overwrite": overwrite, "sheet": compare, "max_pixels": max_pixels}
             run(batch, pipe, quiet, **files, num_inference_steps=steps, strength=strength)
 
     for note in batch.notes if not quiet else []:
         say(note)
     for path, reason in batch.failed.items():
-        say(f"gdd: {reason}" if str(path) in reason else f"gdd: {path}: {reason}")
+        is_named = printable(path) in printable(reason)
+        say(f"gdd: {reason}" if is_named else f"gdd: {path}: {reason}")
     if batch.interrupted:
         rest = "the same command goes on with the rest"
         if overwrite and batch.done:
@@ -165,10 +173,11 @@ def simulate(
         Path | None,
         typer.Option(help="Also write what the camera would have recorded without noise: the ground truth."),
     ] = None,
+    max_pixels: MaxPixels = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ):
     """Make a clean photograph noisy as a camera would have: to try a denoiser with the ground truth at hand."""
-    from ..files import check_output, read_image, write_image
+    from ..files import MAX_PIXELS, check_output, read_image, write_image
 
     if iso is not None and preset == "gaussian":
         raise fail("--iso is for cameras, and --preset gaussian is none; leave one of them out.", 2)
@@ -176,7 +185,7 @@ def simulate(
         raise fail(f"the noisy and the clean photograph cannot both be {output}; choose another --clean-output.", 2)
     outputs = [path for path in (output, clean_output) if path]
     with exit_on_errors(ValueError):
-        pixels = read_image(clean).pixels
+        pixels = read_image(clean, max_pixels or MAX_PIXELS).pixels
         for path in outputs:  # before the first is written, so that there is no half a pair; neither has transparency
             check_output(path, pixels[..., :1], overwrite=overwrite)
         try:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import FORMATS, list_images, pictures_in
+from ..files import FORMATS, list_images, pictures_in, printable
 from .denoising import first_line
 
 
@@ -76,7 +76,7 @@ def plan(
     if sheet and len(batch.outputs) > 1:
         raise ValueError(f"--compare takes one image, not {len(batch.outputs)}.")
     if sheet and os.path.realpath(sheet) in {os.path.realpath(p) for pair in batch.outputs.items() for p in pair}:
-        raise ValueError(f"--compare {sheet} would replace the image or its result; choose another name.")
+        raise ValueError(f"--compare {printable(sheet)} would replace the image or its result; choose another name.")
 
     for path, target in batch.outputs.items():
         try:
@@ -148,10 +148,10 @@ def _assign_outputs(
         if not target.suffix:
             target = target.with_suffix(f".{format}" if format else path.suffix)
         if format and FORMATS.get(target.suffix.lower()) not in (None, FORMATS[f".{format}"]):
-            raise ValueError(f"{target} does not end in .{format}; change the name or the --format.")
+            raise ValueError(f"{printable(target)} does not end in .{format}; change the name or the --format.")
         return {path: target}
     elif os.path.isfile(Path(output)):  # Path drops the slash at the end
-        raise ValueError(f"{Path(output)} is a file, but a folder is needed; choose another name with -o.")
+        raise ValueError(f"{printable(Path(output))} is a file, but a folder is needed; choose another name with -o.")
     else:
         targets = {path: Path(output, relative) for path, relative in sources.items()}
     if format:
@@ -163,8 +163,9 @@ def _assign_outputs(
 
     sources_of: dict[Path, list[str]] = {}
     for path, target in targets.items():
-        sources_of.setdefault(target, []).append(str(path))
+        sources_of.setdefault(target, []).append(printable(path))
     for target, paths in sources_of.items():
         if len(paths) > 1:
-            raise ValueError(f"{' and '.join(paths)} would both become {target}; denoise them into different folders.")
+            both = " and ".join(paths)
+            raise ValueError(f"{both} would both become {printable(target)}; denoise them into different folders.")
     return targets

@@ -23,7 +23,6 @@ from urllib.parse import quote
 
 import gradio as gr
 import numpy as np
-import pyvips
 from PIL import Image
 
 from ...files import FORMATS, ImageFile, check_output, for_display, read_image, write_image
@@ -34,7 +33,7 @@ from ..denoising import configure, denoise_pixels, first_line, load_model, show_
 
 
 EXAMPLES = [Path(__file__).with_name(name) for name in ("coffee_noisy.jpg", "coffee_clean.jpg")]
-MAX_MEGAPIXELS = 100
+MAX_PIXELS = 100_000_000
 MAX_SIMULATED_MEGAPIXELS = 12  # simulated camera and SSIM hold dozens of copies of an image
 SEED = 2  # the same camera and light for all settings, so that they can be compared
 
@@ -143,8 +142,7 @@ class Jobs:
         (folder / "image").mkdir(parents=True)
         try:
             file = Path(take(path, folder / "image" / path.name))
-            check_pixels(file)
-            image = read_image(file)
+            image = read_image(file, MAX_PIXELS)
             before = write_preview(folder / "before.png", image.pixels)
         except Exception as error:
             shutil.rmtree(folder)
@@ -155,7 +153,7 @@ class Jobs:
         visitor.folder, visitor.file, visitor.before = folder, file, before
         if request.session_hash not in self.visitors:  # left meanwhile
             self.forget_image(visitor)
-        return {"name": file.name, "before": before}, facts_html({"Image": describe(file.name, image)})
+        return {"name": file.name, "before": before}, facts_html(describe(file.name, image))
 
     def forget_image(self, visitor: Visitor):
         """Delete the files of a visitor; what a job has yet to write, it deletes itself."""
@@ -227,10 +225,10 @@ class Jobs:
         configure(pipe, settings.steps, settings.rule, settings.tile_size)
         model = self.loaded[0] or "gdd-small, bundled"
         self.raise_if_cancelled()
-        like = read_image(file)
+        like = read_image(file, MAX_PIXELS)
         self.raise_if_cancelled()
         extension = file.suffix if file.suffix.lower() in FORMATS else f".{like.format}"
-        facts = {"Image": describe(file.name, like)}
+        facts = describe(file.name, like)
         noisy, clean = like.pixels, None
 
         folder = file.parent / secrets.token_hex(4)  # a new name, since browsers keep what they had under an old one
@@ -286,26 +284,13 @@ def event_value(event: gr.EventData, name: str):
 
 def page_error(error: Exception, folder: Path) -> gr.Error:
     """Return an error as the page shows it: in one sentence, with the names of files as the visitor knows them."""
-    sentence = first_line(error)
+    sentence = first_line(error).replace("(max_pixels)", "on this page; the command gdd denoise takes more")
     if str(folder) in sentence:
         sentence = sentence.replace(f"{folder}{os.sep}", "")
     else:
         sentence = sentence[0].upper() + sentence[1:]
     is_known = isinstance(error, OSError | ValueError)
     return gr.Error(escape(sentence), duration=20, print_exception=not is_known)
-
-
-def check_pixels(file: Path):
-    """Raise `ValueError` for an image with more pixels than the page takes, before they are decoded."""
-    try:
-        header = pyvips.Image.new_from_source(pyvips.Source.new_from_file(str(file)), "")
-    except pyvips.Error:  # `read_image` says what is wrong
-        return
-    if header.width * header.height > MAX_MEGAPIXELS * 1e6:
-        raise ValueError(
-            f"{file} has {header.width} x {header.height} pixels; this page takes up to {MAX_MEGAPIXELS} "
-            "megapixels, and the command gdd denoise takes more."
-        )
 
 
 def write_preview(path: Path, pixels: np.ndarray) -> str:
@@ -318,10 +303,11 @@ def file_url(path: Path) -> str:
     return f"gradio_api/file={quote(path.as_posix())}"
 
 
-def describe(name: str, image: ImageFile) -> str:
+def describe(name: str, image: ImageFile) -> dict[str, str]:
     height, width, _ = image.pixels.shape
-    megapixels = width * height / 1e6
-    return f"{name}: {width} x {height}, {megapixels:.2g} megapixels, {image.format.upper()} of {image.bits} bits"
+    size = f"{width} x {height}, {width * height / 1e6:.2g} megapixels"
+    facts = {"Image": f"{name}: {size}, {image.format.upper()} of {image.bits} bits"}
+    return facts | ({"Note": f"{'; '.join(image.notes)}."} if image.notes else {})
 
 
 def measure(clean: np.ndarray, noisy: np.ndarray, denoised: np.ndarray) -> dict[str, str]:
