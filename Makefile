@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quality style clean
+.PHONY: demo test fuzz quality style clean
 
 demo: .venv/.installed  ## denoise the sample photograph and print what was gained
 	$(BIN)/python examples/demo.py
 
 test: quality  ## run every test
 	$(BIN)/python -m pytest
+
+fuzz: .venv/.installed-dev  ## read 10,000 damaged image files, others each time
+	$(BIN)/python tests/fuzz.py --count 10000
 
 quality: .venv/.installed-dev
 	$(BIN)/ruff check .

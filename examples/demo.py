@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Denoise the sample photograph and print what was gained; this is what `make demo` runs."""
+"""Denoise the sample photograph and print the gain in PSNR; this is what `make demo` runs."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.comparison import compare
+from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.metrics import psnr
 
 
@@ -22,8 +22,7 @@ def main(output_dir: str | Path = "out"):
     denoised = pipe(noisy).images[0]
 
     def decibels(image):
-        a, b = (torch.from_numpy(np.asarray(x) / np.float32(255)).movedim(-1, 0)[None] for x in (image, clean))
-        return psnr(a, b).item()
+        return psnr(*(pixels_to_tensor(np.asarray(x))[None] for x in (image, clean))).item()
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

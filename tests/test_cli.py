@@ -1,3 +1,5 @@
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from gdd_diffusers import RealDenoisePipeline
-from gdd_diffusers.app import cli
+from gdd_diffusers.app import batch, cli
 from gdd_diffusers.files import read_image
 
 
@@ -147,7 +149,7 @@ def test_format_changes_the_extension(run, tmp_path):
     assert run("denoise", "noisy.png", "--format", ".TIF")[0] == 0
     assert Image.open("noisy_denoised.tif").format == "TIFF"
     code, said = run("denoise", "noisy.png", "--format", "jpg", "-o", "clean.png")
-    assert code == 2 and "clean.png would be no png but jpg" in said and not (tmp_path / "clean.png").exists()
+    assert code == 2 and "clean.png does not end in .jpg" in said and not (tmp_path / "clean.png").exists()
     assert run("denoise", "noisy.png", "--format", "jpeg", "-o", "clean.JPG")[0] == 0
     code, said = run("denoise", "noisy.png", "--format", "gif", "--model", "nowhere")
     assert code == 2 and "gif" in said and ".webp" in said and "nowhere" not in said
@@ -211,6 +213,103 @@ def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
     assert code == 1 and "none holds no image" in said
     code, said = run("denoise", noisy, "-o", "/proc/nowhere/clean.png")
     assert code == 1 and "/proc/nowhere" in said
+
+
+def test_what_was_left_out_of_a_file_is_said(run, tmp_path):
+    Image.new("RGB", (70, 50)).save("noisy.jpg", exif=b"Exif\0\0nothing of the kind")
+    code, said = run("denoise", "noisy.jpg", "-o", "clean.jpg")
+    assert code == 0 and "1 denoised" in said and "noisy.jpg: its EXIF is damaged and was left out." in said
+    assert run("denoise", "noisy.jpg", "-o", "quiet.jpg", "--quiet") == (0, "")
+
+
+def test_images_above_the_limit_are_refused(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png", size=(2000, 1000))
+    for command in (["denoise", noisy, "-o", "clean.png"], ["simulate", noisy, "-o", "clean.png"]):
+        code, said = run(*command, "--max-pixels", 1_000_000)
+        assert code == 1 and "the limit for PNG is 1 million (--max-pixels)" in said
+    assert run("denoise", noisy, "-o", "clean.png", "--max-pixels", 2_000_000, "--strength", 0)[0] == 0
+
+
+def test_names_do_not_break_a_message(tmp_path, model):
+    (tmp_path / "a\nb.png").touch()
+    (tmp_path / os.fsdecode(b"c\xff.png")).touch()
+    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", ".", "--model", str(model)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert "gdd: a\\nb.png is empty" in said and "gdd: c\\xff.png is empty" in said and len(said.splitlines()) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_named(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    (tmp_path / "file").touch()
+    code, said = run("denoise", noisy, "-o", "file/out/")
+    assert code == 1 and "the folder file/out cannot be made: Not a directory; choose another place." in said
+
+
+def test_output_without_extension_keeps_that_of_the_input(run, tmp_path):
+    noisy = save_picture(tmp_path / "noisy.png")
+    code, said = run("denoise", noisy, "-o", "clean")
+    assert code == 0 and "clean.png" in said and Image.open("clean.png").format == "PNG"
+    assert run("denoise", noisy, "-o", "clean", "--format", "jpg")[0] == 0
+    assert Image.open("clean.jpg").format == "JPEG" and not (tmp_path / "clean").exists()
+
+
+def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatch):
+    for i in range(3):
+        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+    denoise = batch.denoise_pixels
+
+    def denoise_while_another_run_finishes(pipe, pixels, **kwargs):
+        (tmp_path / "out" / "2.png").write_bytes(b"of the other run")
+        return denoise(pipe, pixels, **kwargs)
+
+    with batch.claim(tmp_path / "out" / "0.png"):
+        code, said = run("denoise", "in", "-o", "out")
+        assert code == 0 and "2 denoised; 1 left to another run" in said
+        assert not (tmp_path / "out" / "0.png").exists()
+    (tmp_path / "out" / "2.png").unlink()
+    monkeypatch.setattr(batch, "denoise_pixels", denoise_while_another_run_finishes)
+    (tmp_path / "out" / "0.png").touch()
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 0 and "0 denoised; 2 skipped" in said and "1 left to another run" in said
+    assert (tmp_path / "out" / "2.png").read_bytes() == b"of the other run"
+
+
+def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):
+    for i in range(12):
+        save_picture(tmp_path / "in" / f"{i}.png", size=(100, 100), seed=i)
+    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", "in", "-o", "out", "--model", str(model)]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(int(text.split(" denoised")[0]) for text in said) == 12, said
+    assert len(list((tmp_path / "out").iterdir())) == 12
+
+
+def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path):
+    save_picture(tmp_path / "in" / "1.png")
+    for name in ("a.CR2", "b.dng", "c.mp4", "d.gif", ".hidden.nef", "notes.txt"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "deep").mkdir()
+    (tmp_path / "in" / "deep" / "e.mov").touch()
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 0 and "1 denoised" in said
+    assert "in: 2 raw files left out; develop to TIFF or JPEG first." in said
+    assert "in: 1 video left out; extract the frames as images first." in said
+    assert "in: 1 image of another format left out; convert to PNG or TIFF first." in said
+    assert "in: 1 subfolder left out; --recursive includes them." in said
+    code, said = run("denoise", "in", "-o", "out", "--recursive")
+    assert "in: 2 videos left out" in said and "subfolder" not in said
+    assert run("denoise", "in", "-o", "out", "--quiet") == (0, "")
+
+
+def test_a_folder_of_results_only_is_not_passed_over_in_silence(run, tmp_path):
+    for name in ("cat", "dog", ""):
+        save_picture(tmp_path / "in" / f"{name}_denoised.png")
+    code, said = run("denoise", "in")
+    assert code == 0 and "0 denoised" in said
+    assert "in: 3 files named *_denoised left out as results of an earlier run; denoise them by their names." in said
+    save_picture(tmp_path / "in" / "cat.jpg")  # now one of them is its result
+    assert "in: 2 files named *_denoised left out" in run("denoise", "in")[1]
 
 
 def test_two_pictures_for_one_result_are_refused(run, tmp_path):
@@ -278,7 +377,7 @@ def test_compare_writes_a_labelled_picture(run, tmp_path):
         assert Image.open(name).format == format
     second = save_picture(tmp_path / "second.png")
     code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
-    assert code == 2 and "--compare takes one picture" in said
+    assert code == 2 and "--compare takes one image" in said
 
 
 def test_compare_that_cannot_be_written_ends_before_the_long_part(run, tmp_path):
@@ -319,6 +418,18 @@ def test_info(run, model):
     assert code == 1 and "nowhere" in said
 
 
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [(b"---\nlicense: [mit\n---\n# x\n", "no valid YAML"), (b"---\nlicense: mit\n---\n# caf\xe9\n", "not in UTF-8")],
+)
+def test_a_broken_card_is_named(run, model, tmp_path, card, reason):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes(card)
+    for command in (["info", "model"], ["publish", "model", "org/name", "--dry-run"]):
+        code, said = run(*command)
+        assert code == 1 and "model/README.md" in said and reason in said
+
+
 def test_simulate_is_reproducible(run, tmp_path):
     clean = save_picture(tmp_path / "clean.png")
     arguments = ["simulate", clean, "--preset", "phone", "--iso", 3200]
@@ -331,7 +442,7 @@ def test_simulate_is_reproducible(run, tmp_path):
     code, said = run(*arguments, "-o", "1.png")
     assert code == 1 and "1.png" in said
     code, said = run("simulate", save_picture(tmp_path / "grey.png", bits=16), "-o", "4.png")
-    assert code == 1 and "grey.png: the simulated camera takes colour pictures only" in said
+    assert code == 1 and "grey.png: the simulated camera takes colour images only" in said
 
 
 def test_simulate_writes_both_of_a_pair_or_none(run, tmp_path):
@@ -368,7 +479,7 @@ def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_pat
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     written = sorted((tmp_path / "out").iterdir())
-    assert process.returncode == 130 and f"{len(written)} of 200 pictures are done" in said and "Traceback" not in said
+    assert process.returncode == 130 and f"{len(written)} of 200 images are done" in said and "Traceback" not in said
     assert all(Image.open(path).size == (200, 200) for path in written) and len(written) < 200
 
 
@@ -386,8 +497,8 @@ def test_interrupt_names_failures_and_what_the_same_command_would_do(run, tmp_pa
             raise KeyboardInterrupt
         return pixels
 
-    monkeypatch.setattr(cli, "denoise_pixels", denoise)
+    monkeypatch.setattr(batch, "denoise_pixels", denoise)
     code, said = run("denoise", "in", *options)
-    assert code == 130 and "in/0.png is no " in said and "1 of 4 pictures are done" in said
+    assert code == 130 and "in/0.png is no " in said and "1 of 4 images are done" in said
     assert ("goes on with the rest" in said) != ("--overwrite" in options)
     assert ("leave out all up to in/1.png" in said) == ("--overwrite" in options)

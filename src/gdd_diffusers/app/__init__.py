@@ -1,1 +1,1 @@
-"""What people run: the `gdd` command and its page."""
+"""The `gdd` command and its page in the browser."""

@@ -1,24 +1,26 @@
 """
-What the `gdd` command and its page do alike: find a model, load it, put it to work on the pixels of a file.
+What the `gdd` command and its page share: loading a model, and running it on the pixels of a file.
 
 Heavy imports wait until they are needed, so that `gdd --help` answers at once.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one sentence; libraries put whole pages into their messages, of which the first line says what."""
+def first_line(error: BaseException) -> str:
+    """Return an error's message without the pages that libraries add to it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 
 
 def choose_device(device: str = "auto", dtype: str = "auto"):
     """
-    The device and dtype to compute with; `auto` is the fastest that leaves the result as it is in float32.
+    Choose what to compute with; `auto` is the fastest device, and the fastest dtype that is accurate on it.
 
     Raises:
-        `ValueError`: When the machine has no such device.
+        `ValueError`: If the machine has no such device.
 
     Example:
         ```py
@@ -33,106 +35,127 @@ def choose_device(device: str = "auto", dtype: str = "auto"):
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = next(name for name, is_there in available.items() if is_there)
+        device = next(name for name, is_available in available.items() if is_available)
     elif not available[device]:
         raise ValueError(f"this machine has no {device} device; try --device auto.")
     if dtype == "auto":
-        # where bfloat16 is only emulated it is slower than float32, and on mps it has not been measured
-        fast = {
+        # emulated bfloat16 is slower than float32, and on mps it has not been measured
+        has_bfloat16 = {
             "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
             "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
             "mps": lambda: False,
         }
-        dtype = "bfloat16" if fast[device]() else "float32"
+        dtype = "bfloat16" if has_bfloat16[device]() else "float32"
     return torch.device(device), getattr(torch, dtype)
 
 
-def find_model(model: str | None) -> Path:
+def load_model(model: str | None = None, device: str = "auto", dtype: str = "auto", hub_only: bool = False):
     """
-    The folder of a model: given as such, as `ORG/NAME` or `ORG/NAME@REVISION` on the Hub, or the bundled one.
+    Load a pipeline, without log messages or progress bars.
+
+    Args:
+        model (`str`, *optional*): A folder, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub. Defaults to the bundled
+            weights.
+        device, dtype (`str`, defaults to `"auto"`): See [`choose_device`].
+        hub_only (`bool`, defaults to `False`): Whether to look for `model` on the Hub only.
 
     Raises:
-        `OSError`: When there is neither such a folder nor such a model on the Hub, in one sentence.
-    """
-    from ..pipeline_real_denoise import BUNDLED, RealDenoisePipeline
-
-    if model is None:
-        return BUNDLED
-    if Path(model).is_dir():
-        return Path(model)
-    name, _, revision = model.partition("@")
-    try:
-        return Path(RealDenoisePipeline.download(name, revision=revision or None))
-    except Exception as error:  # the Hub client has many classes of errors, and all mean that there is no model
-        raise OSError(
-            f"there is no folder {model}, and no model of that name came from the Hub: {one_line(error)}"
-        ) from error
-
-
-def load_pipeline(folder: Path, **kwargs):
-    """
-    Load a model without a word on the way.
-
-    Raises:
-        `OSError`: When that fails, in one sentence.
+        `OSError`: If the model cannot be found or loaded, in one sentence.
+        `ValueError`: If the machine has no such device.
     """
     from diffusers.utils import logging
 
-    from ..pipeline_real_denoise import RealDenoisePipeline
+    from ..pipeline_real_denoise import BUNDLED, RealDenoisePipeline
 
+    chosen_device, chosen_dtype = choose_device(device, dtype)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    folder = Path(model or BUNDLED)
+    # the Hub's client and diffusers raise errors of many classes, which all mean that there is no such model
+    if model and (hub_only or not folder.is_dir()):
+        name, _, revision = model.partition("@")
+        try:
+            folder = RealDenoisePipeline.download(name, revision=revision or None)
+        except Exception as error:
+            looked_up = "" if hub_only else f"there is no folder {model}. "
+            raise OSError(f"{looked_up}{first_line(error)}") from error
     try:
-        return RealDenoisePipeline.from_pretrained(folder, **kwargs)
-    except Exception as error:  # a folder can be wrong in many ways, and diffusers has a class of errors for most
-        raise OSError(f"cannot load the model in {folder}: {one_line(error)}") from error
+        return RealDenoisePipeline.from_pretrained(folder, dtype=chosen_dtype).to(chosen_device)
+    except Exception as error:
+        raise OSError(f"cannot load the model in {folder}: {first_line(error)}") from error
 
 
-def set_up(pipe, steps: int | None, rule: str | None, tile_size: int | None):
+def configure(pipe, steps: int | None = None, rule: str | None = None, tile_size: int | None = None):
     """
-    Change the step rule and the size of the tiles, where they are given.
+    Change the step rule and the tile size where they are given.
 
     Raises:
-        `ValueError`: When the model cannot take so many `steps`, or tiles so small.
+        `ValueError`: If the model cannot take that many `steps`, or tiles that small.
     """
-    largest = pipe.scheduler.config.num_train_timesteps
-    if steps and steps > largest:
-        raise ValueError(f"steps must be at most {largest} for this model, not {steps}.")
+    max_steps = pipe.scheduler.config.num_train_timesteps
+    if steps and steps > max_steps:
+        raise ValueError(f"steps must be at most {max_steps} for this model, not {steps}.")
     if rule:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, step_rule=rule)
     if tile_size:
         pipe.enable_tiling(tile_size)
 
 
+def show_progress(pipe, show):
+    """Call `show(done, total)` after each batch of tiles, in place of the pipeline's own progress bar."""
+
+    @contextmanager
+    def progress_bar(total: int):
+        done = 0
+
+        def update(tiles: int):
+            nonlocal done
+            done += tiles
+            show(done, total)
+
+        yield SimpleNamespace(update=update)
+
+    pipe.progress_bar = progress_bar
+
+
 def denoise_pixels(pipe, pixels, **kwargs):
-    """Integer pixels [H, W, C] in, the same kind out; rounded in rows, so that no third float picture is made."""
+    """
+    Denoise the pixels of a file.
+
+    Args:
+        pixels (`np.ndarray` of shape `[H, W, C]`): uint8 or uint16, as the result.
+        **kwargs: Passed to the pipeline.
+    """
     import numpy as np
 
-    result = pipe(pixels, output_type="np", **kwargs).images[0]
-    white = np.iinfo(pixels.dtype).max
+    from ..image_processor import tensor_to_pixels
+
+    result = pipe(pixels, output_type="pt", **kwargs).images[0]
     denoised = np.empty_like(pixels)
-    for row in range(0, len(result), 256):
-        denoised[row : row + 256] = np.rint(result[row : row + 256] * white)
+    for row in range(0, len(pixels), 256):  # converted in strips, to save the memory of more float images
+        denoised[row : row + 256] = tensor_to_pixels(result[:, row : row + 256], pixels.dtype)
     return denoised
 
 
 def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     """
-    A picture as a camera would have recorded it: without noise and with it, both uint8 [H, W, 3].
+    Simulate a camera that photographs a clean image.
+
+    Returns:
+        The recorded image without noise, and with noise, both uint8 `[H, W, 3]`.
 
     Raises:
-        `ValueError`: When the simulated camera cannot take the picture.
+        `ValueError`: If the camera cannot take the image.
     """
-    import numpy as np
     import torch
 
     from ..data.camera_noise import CameraNoise
+    from ..image_processor import pixels_to_tensor, tensor_to_pixels
 
     if pixels.shape[-1] != 3:
-        raise ValueError("the simulated camera takes colour pictures only, without transparency.")
+        raise ValueError("the simulated camera takes colour images only, without transparency.")
     if min(pixels.shape[:2]) < 11:
         raise ValueError("the simulated camera and the SSIM need at least 11 x 11 pixels.")
-    scene = torch.from_numpy(pixels / np.float32(np.iinfo(pixels.dtype).max)).movedim(-1, 0)[None]
-    pair = CameraNoise(preset)(scene, generator=torch.Generator().manual_seed(seed), iso=iso)
-    recorded, noisy = ((picture[0].movedim(0, -1).numpy() * 255).round().astype(np.uint8) for picture in pair)
-    return recorded, noisy
+    generator = torch.Generator().manual_seed(seed)
+    clean, noisy = CameraNoise(preset)(pixels_to_tensor(pixels)[None], generator=generator, iso=iso)
+    return tensor_to_pixels(clean[0]), tensor_to_pixels(noisy[0])

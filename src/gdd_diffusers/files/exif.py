@@ -1,11 +1,12 @@
 """EXIF blocks and TIFF files: directories of tags (TIFF 6.0, BigTIFF, EXIF 2.3)."""
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 
 
-IPTC = 33723
+COMPRESSION, IPTC = 259, 33723
 MAKER_NOTE, EXIF = 0x927C, 0x8769
 _ORIENTATION, _GPS, _INTEROPERABILITY = 0x0112, 0x8825, 0xA005
 _SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
@@ -19,20 +20,38 @@ _PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 301, *range
 _PIXEL_TAGS |= {700, IPTC, 34377, 34675, 37724}
 
 
-def read_tags(data: bytes) -> dict:
+def read_tags(data: bytes) -> tuple[dict, bool]:
     """
-    Read the tags of the first image: {tag: (type, count, value)}. Empty if `data` is no TIFF.
+    Read the tags of the first image.
 
-    A value is little-endian bytes, or for EXIF, GPS and interoperability a dictionary again.
+    Returns:
+        `tuple[dict, bool]`: {tag: (type, count, value)}, empty if `data` is no TIFF; and whether tags were left out
+        because they are damaged, repeat one before, or share their bytes as in files that are made to fill the memory.
+        A value is little-endian bytes, or for EXIF, GPS and interoperability a dictionary again.
     """
-    layout = _LAYOUTS.get(bytes(data[:4]))
+    budget = _Budget(len(data))
     try:
-        # the first offset lies at 4 in a TIFF and at 8 in a BigTIFF, as many bytes as it takes
-        word = layout[0] + layout[2]
-        (at,) = struct.unpack_from(word, data, struct.calcsize(word))
-        return _read_directory(data, at, layout, _SUBDIRECTORIES)
-    except (TypeError, struct.error, OverflowError):
-        return {}
+        layout = _LAYOUTS[data[:4]]
+        tags = _read_directory(data, _first_directory(data, layout), layout, _SUBDIRECTORIES, budget)
+    except (KeyError, struct.error, OverflowError):
+        tags = {}
+    return tags, budget.incomplete
+
+
+def with_pixel_tags_only(data: bytes) -> bytes:
+    """Return a TIFF file whose directory says where and how the pixels lie, and nothing else that could be wrong."""
+    order, counter, word = layout = _LAYOUTS[data[:4]]
+    start, step = _first_directory(data, layout), 4 + 2 * struct.calcsize("<" + word)
+    (count,) = struct.unpack_from(order + counter, data, start)
+    start += struct.calcsize("<" + counter)
+    entries = (data[at : at + step] for at in range(start, min(start + step * count, len(data)), step))
+    # of entries that repeat each other the first counts, which comes last here
+    entries = {struct.unpack(order + "H", entry[:2]): entry for entry in reversed(list(entries))}
+    kept = [entry for (tag,), entry in sorted(entries.items()) if tag in _PIXEL_TAGS]
+    padding = bytes(len(data) % 2)
+    pointer = struct.pack(order + word, len(data) + len(padding))
+    directory = struct.pack(order + counter, len(kept)) + b"".join(kept) + bytes(len(pointer))
+    return data[: len(pointer)] + pointer + data[2 * len(pointer) :] + padding + directory
 
 
 def without_pixel_tags(tags: dict) -> dict:
@@ -49,7 +68,7 @@ def append_tags(data: bytes, tags: dict) -> tuple[bytes, bytes]:
     padding = len(data) % 2
     start = len(data) + padding
     pointer = struct.pack("<" + layout[2], start)
-    return data[: len(pointer)] + pointer, bytes(padding) + _pack_directory(tags | read_tags(data), start, layout)
+    return data[: len(pointer)] + pointer, bytes(padding) + _pack_directory(tags | read_tags(data)[0], start, layout)
 
 
 def upright_exif(exif: bytes) -> bytes:
@@ -70,7 +89,21 @@ def upright_exif(exif: bytes) -> bytes:
     return bytes(exif)
 
 
-def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict) -> dict:
+@dataclass
+class _Budget:
+    """No sound file needs more bytes for all its values than it has."""
+
+    left: int
+    incomplete: bool = False
+
+
+def _first_directory(data: bytes, layout: str) -> int:
+    # its offset lies at 4 in a TIFF and at 8 in a BigTIFF, as many bytes as it takes
+    word = layout[0] + layout[2]
+    return struct.unpack_from(word, data, struct.calcsize(word))[0]
+
+
+def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict, budget: _Budget) -> dict:
     order, counter, word = layout
     width = struct.calcsize(order + word)
     tags = {}
@@ -81,14 +114,22 @@ def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict) -> 
         unit = _UNITS[kind] if kind < len(_UNITS) else 0
         size = unit * count * (2 if kind in _RATIONALS else 1)
         start = offset if size > width else entry + 4 + width
-        value = data[start : start + size]
-        if len(value) < size or not size:
+        if not size or start + size > len(data):
             continue
+        if tag in tags or size > budget.left:
+            budget.incomplete = True
+            continue
+        budget.left -= size
+        value = data[start : start + size]
         if order == ">" and tag != IPTC:
             # IPTC is bytes even where its type says numbers
             value = np.frombuffer(value, f">u{unit}").astype(f"<u{unit}").tobytes()
         if tag in subdirectories:
-            value = _read_directory(data, int.from_bytes(value, "little"), layout, subdirectories[tag])
+            try:
+                value = _read_directory(data, int.from_bytes(value, "little"), layout, subdirectories[tag], budget)
+            except struct.error:
+                budget.incomplete = True
+                continue
         tags[tag] = kind, count, value
     return tags
 
@@ -97,7 +138,7 @@ def _pack_directory(tags: dict, at: int, layout: str) -> bytes:
     """A little-endian directory for offset `at`, with its values behind it."""
     _, counter, word = layout
     width = struct.calcsize("<" + word)
-    entries, values = struct.pack("<" + counter, len(tags)), b""
+    entries, values = bytearray(struct.pack("<" + counter, len(tags))), bytearray()
     behind = at + len(entries) + (4 + 2 * width) * len(tags) + width
     for tag, (kind, count, value) in sorted(tags.items()):
         offset = behind + len(values)
@@ -108,4 +149,4 @@ def _pack_directory(tags: dict, at: int, layout: str) -> bytes:
             values += value + b"\0" * (len(value) % 2)
             value = struct.pack("<" + word, offset)
         entries += struct.pack("<HH" + word, tag, kind, count) + value.ljust(width, b"\0")
-    return entries + bytes(width) + values
+    return bytes(entries + bytes(width) + values)

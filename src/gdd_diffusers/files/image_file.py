@@ -12,7 +12,8 @@ import numpy as np
 FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg")
 FORMATS |= {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
 FORMATS |= {".avif": "avif", ".heic": "heic", ".heif": "heic"}
-MAX_PIXELS = 1_000_000_000
+# the largest sensors have 151 million; eight shots of a shifted sensor make 241
+MAX_PIXELS = 250_000_000
 
 
 class ImageFileError(OSError):
@@ -35,6 +36,7 @@ class ImageFile:
         cmyk: Whether the file was CMYK; `pixels`, and what is written, are sRGB.
         saving: How the file was compressed, as options of libvips' saver.
         verbatim: Bytes that only the same format can hold: the text of a PNG, the extended XMP of a JPEG.
+        notes: What was wrong with the file and left out or ignored, for the user: "its ... was left out".
     """
 
     pixels: np.ndarray
@@ -47,6 +49,13 @@ class ImageFile:
     cmyk: bool = False
     saving: dict = field(default_factory=dict)
     verbatim: bytes = b""
+    notes: list[str] = field(default_factory=list)
+
+
+def printable(name: str | Path) -> str:
+    """Return a file name for a message: bytes that are not UTF-8 and control characters are escaped."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[Path]:
@@ -54,8 +63,8 @@ def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
     List the images that files, folders and globs stand for.
 
     Args:
-        inputs: A file counts whatever its name. Of a folder, or of what a glob matches, the files count that have an
-            extension of `FORMATS` and are not hidden.
+        inputs: A file counts whatever its name and kind. Of a folder, or of what a glob matches, the files count that
+            have an extension of `FORMATS` and are not hidden.
         recursive: Whether to look into subfolders.
 
     Returns:
@@ -63,20 +72,24 @@ def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
 
     Raises:
         `FileNotFoundError`: If an input does not exist or holds no image.
+        [`ImageFileError`]: If a folder may not be read.
     """
     found = set()
     for given in map(str, inputs):
-        if os.path.isfile(given):
+        if os.path.lexists(given) and not os.path.isdir(given):
             found.add(Path(given))
             continue
         matches = [given] if os.path.isdir(given) else glob.glob(given, recursive=True)
         if not matches:
-            raise FileNotFoundError(f"{given} does not exist.")
+            raise FileNotFoundError(f"{printable(given)} does not exist.")
         images = [file for file in map(Path, matches) if file.is_file() and file.suffix.lower() in FORMATS]
         for folder in filter(os.path.isdir, matches):
-            images += pictures_in(folder, FORMATS, recursive)
+            try:
+                images += pictures_in(folder, FORMATS, recursive)
+            except OSError as error:
+                raise ImageFileError(f"{printable(folder)} cannot be read: {error.strerror}.") from error
         if not images:
-            raise FileNotFoundError(f"{given} holds no image: no file there ends in {', '.join(FORMATS)}.")
+            raise FileNotFoundError(f"{printable(given)} holds no image: no file there ends in {', '.join(FORMATS)}.")
         found.update(images)
     return sorted(found)
 

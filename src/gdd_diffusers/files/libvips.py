@@ -1,23 +1,26 @@
 """Pixels and errors between NumPy and libvips, and colours between an ICC profile and sRGB."""
 
+import contextlib
+import hashlib
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pyvips
 
+from .image_file import printable
+
 
 # libvips would keep its last operations alive, and with them the pixels of images that are long done
 pyvips.cache_set_max(0)
-# libvips logs the end of each load and save at a level that pyvips hears in Python called from C: a Ctrl-C meanwhile
-# would raise its KeyboardInterrupt there, where it is lost. Hear only the rare levels.
-_LEVELS = pyvips.GLogLevelFlags
+# loaders that were not written for hostile files, such as those of SVG and PDF
+pyvips.block_untrusted_set(True)
+# GLib prints warnings, and pyvips logs those of libvips in Python called from C, where a Ctrl-C is lost and bytes that
+# are not UTF-8 print a traceback. Nobody needs them: let GLib call a function of C that does nothing.
 pyvips._remove_log_handler()
-pyvips._log_handler_id = pyvips.glib_lib.g_log_set_handler(
-    b"VIPS",
-    _LEVELS.LEVEL_WARNING | _LEVELS.LEVEL_CRITICAL | _LEVELS.LEVEL_ERROR | _LEVELS.FLAG_FATAL,
-    pyvips._log_handler_cb,
-    pyvips.ffi.NULL,
-)
+_ignore = pyvips.ffi.cast("GLogFunc", pyvips.ffi.addressof(pyvips.vips_lib, "vips_error_buffer"))
+for _domain in (b"VIPS", b"GLib", b"GLib-GObject", b"GLib-GIO", pyvips.ffi.NULL):
+    pyvips.glib_lib.g_log_set_handler(_domain, ~0, _ignore, pyvips.ffi.NULL)
 
 VIPS_FORMATS = {"uint8": "uchar", "uint16": "ushort", "float32": "float", "float64": "double"}
 _FIELD_TYPES = {
@@ -27,6 +30,19 @@ _FIELD_TYPES = {
     float: pyvips.GValue.gdouble_type,
     list: pyvips.GValue.array_double_type,
 }
+
+
+@contextlib.contextmanager
+def libvips_errors() -> Iterator[None]:
+    """Make every error of libvips a `pyvips.Error`, and none that of an earlier file."""
+    pyvips.vips_lib.vips_error_clear()
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        detail = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+        raise pyvips.Error("libvips failed", detail or "damaged text") from error
+    finally:
+        pyvips.vips_lib.vips_error_clear()
 
 
 def to_numpy(image: pyvips.Image) -> np.ndarray:
@@ -69,8 +85,10 @@ def from_srgb(image: pyvips.Image, profile: bytes) -> pyvips.Image:
     return lab.icc_export(depth=16, black_point_compensation=True)
 
 
-def changes_colours(profile: bytes) -> bool:
+def profile_changes_colours(profile: bytes) -> bool:
     """Whether a profile works both ways and changes any colour of a grid by more than a rounding error."""
+    if not profile:
+        return False
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
     try:
@@ -81,10 +99,25 @@ def changes_colours(profile: bytes) -> bool:
     return np.abs(srgb.astype(int) - grid).max() > 1
 
 
+def is_damaged(profile: bytes) -> bool:
+    """Whether an ICC profile contradicts its length or checksum, or for a display makes greys jump or coloured."""
+    if int.from_bytes(profile[:4], "big") > len(profile):
+        return True
+    unsigned = profile[:44] + bytes(4) + profile[48:64] + bytes(4) + profile[68:84] + bytes(16) + profile[100:]
+    if any(profile[84:100]) and profile[84:100] != hashlib.md5(unsigned, usedforsecurity=False).digest():
+        return True
+    if profile[12:20] not in (b"mntrRGB ", b"spacRGB "):
+        return False
+    greys = to_vips(np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, 2))
+    lab = with_fields(greys, {"icc-profile-data": profile}).icc_import(embedded=True, pcs="lab").numpy()[0]
+    steps = np.diff(lab[:, 0])
+    return steps.min() < -1 or steps.max() > 5 or lab[-1, 0] < 90 or np.abs(lab[:, 1:]).max() > 25
+
+
 def reason(error: Exception) -> str:
     """The one line of an error that says what happened."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     system = re.search("system error: (?!Unknown)(.+)", error.detail)
     lines = [line.strip(" .") for line in error.detail.splitlines() if "bad seek" not in line]
-    return system[1] if system else next(filter(None, lines), "pixels are missing")
+    return printable(system[1] if system else next(filter(None, lines), "it breaks the rules of its format"))

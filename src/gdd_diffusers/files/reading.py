@@ -1,23 +1,43 @@
 """Read image files so that nothing in them is lost but the noise."""
 
+import errno
+import mmap
 import os
 import re
+import stat
+import struct
 from pathlib import Path
 
 import numpy as np
 import pyvips
 
-from .containers import png_chunks, read_container
-from .image_file import FORMATS, MAX_PIXELS, ImageFile, ImageFileError
-from .libvips import changes_colours, reason, to_numpy, to_srgb, to_vips
+from .containers import png_chunks, read_container, repair_jpeg
+from .exif import COMPRESSION, read_tags, with_pixel_tags_only
+from .image_file import FORMATS, MAX_PIXELS, ImageFile, ImageFileError, printable
+from .libvips import is_damaged, libvips_errors, profile_changes_colours, reason, to_numpy, to_srgb, to_vips
 
 
-_FORMATS = {"jpeg": "jpeg", "uhdr": "jpeg", "png": "png", "tiff": "tiff", "webp": "webp", "heif": "avif"}
+_SIGNATURES = {
+    "jpeg": rb"\xff\xd8",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "tiff": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "webp": rb"RIFF....WEBP",
+    "heif": rb"....ftyp(avi[fs]|he[iv][cmsx]|mif1|msf1)",
+}
+_FILE_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+_FILE_KINDS |= {stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
+MAX_SIDE = 1_000_000
+# a block of 8x8 pixels of a JPEG takes at least a bit; deflate packs 1032 bytes into one, LZW 2730, PackBits 64
+_MAX_PIXELS_PER_BYTE = {"jpeg": 512, "png": 8 * 1032}
+_MAX_PIXELS_PER_BYTE_IN_TIFF = {1: 8, 5: 8 * 2730, 7: 512, 8: 8 * 1032, 32773: 8 * 64, 32946: 8 * 1032}
+# libjpeg goes through all pixels for every scan, however few bytes it has
+_MAX_SCANNED_PIXELS = 50_000_000_000
+_MAX_BYTES_TO_MEND = 500_000_000
 _COLOUR_CHANNELS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}
-_METADATA = re.compile("(icc-profile|xmp|iptc|photoshop)-data|resolution-unit|gainmap-.*")
+_METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "resolution-unit")
 
 
-def read_image(path: str | Path) -> ImageFile:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """
     Read a JPEG, PNG, TIFF, WebP or AVIF file; HEIC if libvips can decode it.
 
@@ -26,14 +46,17 @@ def read_image(path: str | Path) -> ImageFile:
 
     Args:
         path: The file. Its content decides on the format, not its name.
+        max_pixels: The largest width times height to take memory for; half of it for progressive JPEG, AVIF and HEIC,
+            whose decoders hold the whole image more than once.
 
     Returns:
-        [`ImageFile`]
+        [`ImageFile`]; its `notes` say what was wrong with the file and left out.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
         [`ImageFileError`]: If the file does not decode to the last pixel, or is of a kind that would lose something:
-            several images in a file, floating point, more than 16 bits, raw.
+            several images in a file, floating point, more than 16 bits, raw; or has more than `max_pixels`, or more
+            than a million pixels a side.
 
     Example:
         ```py
@@ -53,94 +76,160 @@ def read_image(path: str | Path) -> ImageFile:
         ```
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if not path.is_file():
-        raise ImageFileError(f"{path} is not a file.")
-    if not os.access(path, os.R_OK):
-        raise ImageFileError(f"{path} cannot be read: permission denied.")
-    if path.stat().st_size == 0:
-        raise ImageFileError(f"{path} is empty (zero bytes).")
+    kind = _identify(path)
     try:
-        source = header = _open(path, pyvips.Image.new_from_source, "")
-        if header.get("vips-loader").startswith("uhdr"):
-            # the loader of JPEGs with a gain map for HDR screens knows no other metadata
-            source = _open(path, pyvips.Image.jpegload_source)
-        format = _check_kind(path, source)
-        bits = source.get("bits-per-sample") if format in ("avif", "heic") else 16 if source.format == "ushort" else 8
-        image = ImageFile(np.empty(0), format, bits, resolution=(source.xres, source.yres))
-        for loaded in (header, source):
-            image.metadata |= {name: loaded.get(name) for name in loaded.get_fields() if _METADATA.fullmatch(name)}
-        _decode(source, image)
-        read_container(path, source, image)
+        try:
+            return _read(path, kind, None, max_pixels)
+        except pyvips.Error:
+            repaired = _repair(path, kind)
+            if repaired is None:
+                raise
+            image = _read(path, kind, repaired, max_pixels)
+            image.notes.append("it breaks rules of its format, but no pixel is missing")
+            return image
     except pyvips.Error as error:
-        if "known format" in str(error):
-            message = "is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged"
-        elif "not been built in" in str(error):
+        if "not been built in" in str(error):
             message = "cannot be read: this libvips has no HEIC decoder; convert it to JPEG, PNG, TIFF or AVIF first"
         else:
             message = f"is damaged or of an unknown kind ({reason(error)})"
-        raise ImageFileError(f"{path} {message}.") from error
+        raise ImageFileError(f"{printable(path)} {message}.") from error
+
+
+def _identify(path: Path) -> str:
+    """Return which of libvips' loaders the content of a file is for, and refuse everything else."""
+    name = printable(path)
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise ImageFileError(f"{name} is not a file but a {kind}.")
+        if status.st_size == 0:
+            raise ImageFileError(f"{name} is empty (zero bytes).")
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise FileNotFoundError(f"{name} {what}.") from error
+    except ImageFileError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ImageFileError(f"{name} is a symbolic link that leads back to itself.") from error
+        raise ImageFileError(f"{name} cannot be read: {error.strerror.lower()}.") from error
+    kind = next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
+    if kind is None:
+        raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.")
+    if head[8:12] in (b"avis", b"msf1", b"hevc", b"hevx"):
+        raise ImageFileError(f"{name} is an animation; split it up first.")
+    if kind == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
+        # most raw formats are TIFFs that begin with a thumbnail
+        raise ImageFileError(f"{name} looks like a raw file; develop it to TIFF or JPEG first.")
+    return kind
+
+
+def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> ImageFile:
+    with libvips_errors():
+        if repaired is None:
+            # not by name, in which libvips takes a trailing [...] for options, and which pyvips wants in UTF-8
+            with open(path, "rb") as file:
+                source = pyvips.Source.new_from_descriptor(file.fileno())
+        else:
+            source = pyvips.Source.new_from_memory(repaired)
+        # fail on warnings, because missing pixels are no more than that in a JPEG or a tiled TIFF
+        loaded = getattr(pyvips.Image, f"{kind}load_source")(source, fail_on="warning", access="sequential")
+        format = _check_kind(path, kind, loaded)
+        _check_size(path, format, loaded, max_pixels)
+        bits = loaded.get("bits-per-sample") if kind == "heif" else 16 if loaded.format == "ushort" else 8
+        image = ImageFile(np.empty(0), format, bits, resolution=(loaded.xres, loaded.yres))
+        image.metadata = {name: loaded.get(name) for name in _METADATA if loaded.get_typeof(name)}
+        _decode(loaded, image)
+        read_container(path, loaded, image)
     return image
 
 
-def _open(path: Path, load, *args) -> pyvips.Image:
-    # From a descriptor, because libvips takes a trailing [...] in a name for options and pyvips wants UTF-8. Fail on
-    # warnings, because missing pixels are no more than that in a JPEG or a tiled TIFF.
-    with open(path, "rb") as file:
-        source = pyvips.Source.new_from_descriptor(file.fileno())
-    return load(source, *args, fail_on="warning", access="sequential")
+def _repair(path: Path, kind: str) -> bytes | None:
+    """Return a file without the faults that concern no pixel, or nothing if that cannot be."""
+    if os.path.getsize(path) > _MAX_BYTES_TO_MEND:
+        return None
+    try:
+        return {"jpeg": repair_jpeg, "tiff": with_pixel_tags_only}[kind](path.read_bytes())
+    except (KeyError, struct.error):
+        return None
 
 
-def _check_kind(path: Path, source: pyvips.Image) -> str:
+def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
     """Return the format, one of the values of `FORMATS`."""
-    format = _FORMATS.get(source.get("vips-loader").removesuffix("_source").removesuffix("load"))
-    if format is None:
-        raise ImageFileError(f"{path} is no JPEG, PNG, TIFF, WebP or AVIF image.")
-    if format == "avif" and source.get("heif-compression") != "av1":
-        format = "heic"
-    if format == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
-        # most raw formats are TIFFs that begin with a thumbnail
-        raise ImageFileError(f"{path} looks like a raw file; develop it to TIFF or JPEG first.")
-    pages = source.get("n-pages") if source.get_typeof("n-pages") else 1
-    if format == "png":
+    name = printable(path)
+    format = kind
+    if kind == "heif":
+        format = "avif" if loaded.get("heif-compression") == "av1" else "heic"
+    pages = loaded.get("n-pages") if loaded.get_typeof("n-pages") else 1
+    if kind == "png":
         # libvips reads the first frame of an animation
         pages = max([int.from_bytes(chunk[8:12], "big") for chunk in png_chunks(path, (b"acTL",))], default=1)
     if pages > 1:
-        raise ImageFileError(f"{path} holds {pages} images; split it up first.")
+        raise ImageFileError(f"{name} holds {pages} images; split it up first.")
     with open(path, "rb") as file:
         # colours by code (ITU-T H.273) in AVIF and PNG: libvips drops what is not sRGB
         codes = re.search(rb"colrnclx\x00(.)\x00(.)|\x00\x00\x00\x04cICP(.)(.)", file.read(100_000), re.DOTALL)
-    if codes and not source.get_typeof("icc-profile-data"):
+    if codes and not loaded.get_typeof("icc-profile-data"):
         primaries, transfer = (code[0] for code in codes.groups() if code)
         if primaries not in (1, 2) or transfer not in (1, 2, 6, 13, 14, 15):
-            raise ImageFileError(f"{path} is in HDR or wide-gamut colour without a profile; convert it first.")
-    size = f"{source.width} x {source.height} pixels"
-    if source.width * source.height > MAX_PIXELS:
-        raise ImageFileError(f"{path} has {size}, more than {MAX_PIXELS // 10**6} million.")
-    if format == "jpeg" and source.width * source.height > 512 * path.stat().st_size:
-        # a block of 8x8 pixels takes at least a bit, but memory would be taken for all that the header claims
-        raise ImageFileError(f"{path} is damaged: it is too short for {size}.")
-    channels = _COLOUR_CHANNELS.get(source.interpretation, 0)
-    if source.format not in ("uchar", "ushort") or not channels or not 0 <= source.bands - channels <= (channels < 4):
-        kind = f"{source.interpretation} with {source.bands} channels of type {source.format}"
-        raise ImageFileError(f"{path} is {kind}; convert it to grey, RGB or CMYK of 8 or 16 bits first.")
+            raise ImageFileError(f"{name} is in HDR or wide-gamut colour without a profile; convert it first.")
+    channels = _COLOUR_CHANNELS.get(loaded.interpretation, 0)
+    if loaded.format not in ("uchar", "ushort") or not channels or not 0 <= loaded.bands - channels <= (channels < 4):
+        what = f"{loaded.interpretation} with {loaded.bands} channels of type {loaded.format}"
+        raise ImageFileError(f"{name} is {what}; convert it to grey, RGB or CMYK of 8 or 16 bits first.")
     return format
 
 
-def _decode(source: pyvips.Image, image: ImageFile) -> None:
+def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int) -> None:
+    """Refuse what would take more memory or time than the file or its reader ask for, by the header alone."""
+    name, bytes_in_file = printable(path), os.path.getsize(path)
+    pixels, size = loaded.width * loaded.height, f"{loaded.width} x {loaded.height} pixels"
+    pixels_per_byte = _MAX_PIXELS_PER_BYTE.get(format, np.inf)
+    if format == "tiff":
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            compression = read_tags(data)[0].get(COMPRESSION, (3, 1, b"\1"))[2]
+        pixels_per_byte = _MAX_PIXELS_PER_BYTE_IN_TIFF.get(int.from_bytes(compression, "little"), np.inf)
+    if pixels > pixels_per_byte * bytes_in_file:
+        raise ImageFileError(f"{name} is damaged: it is too short for {size}.")
+    progressive = format == "jpeg" and loaded.get("jpeg-multiscan")
+    if progressive or format in ("avif", "heic"):
+        # their decoders hold the whole image, and more than once
+        max_pixels //= 2
+    if pixels > max_pixels:
+        kind = "a progressive JPEG" if progressive else format.upper()
+        limit = f"the limit for {kind} is {max_pixels / 1e6:g} million (max_pixels)"
+        raise ImageFileError(f"{name} has {size}, which is {pixels / 1e6:.0f} million; {limit}.")
+    if max(loaded.width, loaded.height) > MAX_SIDE:
+        raise ImageFileError(f"{name} has {size}, more than {MAX_SIDE // 10**6} million a side.")
+    if progressive:
+        length = min(bytes_in_file, _MAX_BYTES_TO_MEND)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as data:
+            scans = sum(1 for _ in re.finditer(b"\xff\xda", data))
+        if scans * pixels > _MAX_SCANNED_PIXELS:
+            raise ImageFileError(f"{name} has {scans} scans, far more than any camera or program writes.")
+
+
+def _decode(loaded: pyvips.Image, image: ImageFile) -> None:
     """Fill in `pixels`, `native` and `cmyk`."""
     if 8 < image.bits < 16:
         # libvips leaves the low bits empty, and white would not be white
-        source = source | (source >> image.bits)
-    if source.get_typeof("orientation") and source.get("orientation") > 1:
-        source = source.copy_memory().autorot()
-    image.pixels = pixels = to_numpy(source)
-    image.cmyk = source.interpretation == "cmyk"
+        loaded = loaded | (loaded >> image.bits)
+    if loaded.get_typeof("orientation") and loaded.get("orientation") > 1:
+        loaded = loaded.copy_memory().autorot()
+    image.pixels = pixels = to_numpy(loaded)
+    image.cmyk = loaded.interpretation == "cmyk"
     profile = image.metadata.get("icc-profile-data", b"")
+    changes_pixels = image.cmyk or (pixels.shape[2] >= 3 and profile_changes_colours(profile))
+    if changes_pixels and is_damaged(profile):
+        del image.metadata["icc-profile-data"]
+        image.notes.append("its colour profile is damaged and was left out")
+        profile, changes_pixels = b"", image.cmyk
     if image.cmyk:
         image.metadata.pop("icc-profile-data", None)
         image.pixels = to_numpy(to_srgb(to_vips(pixels).copy(interpretation="cmyk"), profile))
-    elif pixels.shape[2] >= 3 and profile and changes_colours(profile):
+    elif changes_pixels:
         image.native = np.ascontiguousarray(pixels[..., :3])
         image.pixels = np.dstack([to_numpy(to_srgb(to_vips(image.native), profile)), pixels[..., 3:]])

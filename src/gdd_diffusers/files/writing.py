@@ -1,21 +1,33 @@
 """Write image files in the format, depth, colours and metadata of the file that they came from."""
 
+import contextlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyvips
 
+
+try:
+    import fcntl
+except ImportError:
+    # Windows, where no open file can be deleted anyway
+    fcntl = None
+
 from .containers import MAX_XMP_IN_JPEG, complete_container
-from .image_file import FORMATS, ImageFile, ImageFileError
-from .libvips import VIPS_FORMATS, from_srgb, reason, rescale, to_vips, with_fields
+from .image_file import FORMATS, ImageFile, ImageFileError, printable
+from .libvips import VIPS_FORMATS, from_srgb, libvips_errors, reason, rescale, to_vips, with_fields
 
 
 _MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 16_384, "heic": 16_384}
 _MAX_BITS = {"jpeg": 8, "webp": 8, "avif": 12, "heic": 12}
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _HEIF_COMPRESSION = {"avif": "av1", "heic": "hevc"}
 
 
@@ -33,9 +45,10 @@ def check_output(
         `str`: The format to write, one of the values of `FORMATS`.
     """
     path = Path(path)
+    name = printable(path)
     extension = f".{format.lower()}" if format else path.suffix.lower()
     if extension not in FORMATS and (extension or like is None):
-        raise ValueError(f"{path} cannot be written as {extension or 'it is'}: use one of {', '.join(FORMATS)}.")
+        raise ValueError(f"{name} cannot be written as {extension or 'it is'}: use one of {', '.join(FORMATS)}.")
     format = FORMATS[extension] if extension else like.format
 
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
@@ -62,20 +75,21 @@ def check_output(
     elif path.exists() and not path.is_file():
         problem = "it is not a file"
     elif path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; overwrite it on purpose or choose another name.")
+        raise FileExistsError(_exists(path))
     elif not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}.")
+        raise FileNotFoundError(f"{name} cannot be written: there is no folder {printable(path.parent)}.")
     else:
         try:
             tempfile.TemporaryFile(dir=path.parent).close()
             if format in _HEIF_COMPRESSION:
-                pyvips.Image.black(16, 16).heifsave_buffer(compression=_HEIF_COMPRESSION[format])
+                with libvips_errors():
+                    pyvips.Image.black(16, 16).heifsave_buffer(compression=_HEIF_COMPRESSION[format])
         except OSError as error:
             problem = error.strerror
         except pyvips.Error:
             problem = f"this libvips has no {format} encoder"
     if problem:
-        raise ImageFileError(f"{path} cannot be written: {problem}.")
+        raise ImageFileError(f"{name} cannot be written: {problem}.")
     return format
 
 
@@ -144,21 +158,72 @@ def write_image(
         image = with_fields(image, {"exif-data": b"Exif\0\0" + like.exif})
         options["keep"] += "|exif"
 
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    save = getattr(image, ("heif" if format in _HEIF_COMPRESSION else format) + "save_target")
     try:
-        save = getattr(image, ("heif" if format in _HEIF_COMPRESSION else format) + "save_target")
-        with open(part, "w+b") as file:
+        with libvips_errors(), _part_beside(path) as (part, file):
             save(pyvips.Target.new_to_descriptor(file.fileno()), **options)
-        complete_container(part, image, like, format)
-        with open(part, "r+b") as file:
+            complete_container(part, image, like, format)
             os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, part)
-        os.replace(part, path)
+            if path.exists():
+                shutil.copymode(path, part)
+            if fcntl is None:
+                # Windows moves no open file
+                file.close()
+            _move(part, path, overwrite)
+    except FileExistsError:
+        raise
     except (pyvips.Error, OSError) as error:
-        raise ImageFileError(f"{path} could not be written: {reason(error)}.") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise ImageFileError(f"{printable(path)} could not be written: {reason(error)}.") from error
+
+
+@contextlib.contextmanager
+def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """
+    Open a new `.*.part` file in the folder of `path`, deleted in the end, and delete those that killed programs left.
+
+    A lock tells them apart: whatever ends a program, its locks go with it.
+    """
+    for part in path.parent.glob(".*.part"):
+        if _PART.fullmatch(part.name):
+            with contextlib.suppress(OSError), open(part, "r+b") as file:
+                _lock(file)
+                part.unlink()
+    while True:
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
+        with open(part, "x+b") as file:
+            try:
+                with contextlib.suppress(OSError):
+                    _lock(file)
+                if fcntl is None or part.exists():
+                    yield part, file
+                    return
+                # another program found it before the lock was there
+            finally:
+                part.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _move(part: Path, path: Path, overwrite: bool) -> None:
+    """Move a file into its place, and without `overwrite` only if nothing has come to be there in the meantime."""
+    if not overwrite:
+        try:
+            os.link(part, path)
+            return
+        except FileExistsError as error:
+            raise FileExistsError(_exists(path)) from error
+        except OSError:
+            # memory cards have no links
+            if path.exists():
+                raise FileExistsError(_exists(path)) from None
+    os.replace(part, path)
+
+
+def _exists(path: Path) -> str:
+    return f"{printable(path)} exists already; overwrite it on purpose or choose another name."
 
 
 def _encode(pixels: np.ndarray, like: ImageFile, bits: int) -> pyvips.Image:

@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-import zlib
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +30,9 @@ from gdd_diffusers.files import write_image
 
 gr = pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from gdd_diffusers.app.demo import page as demo_app  # noqa: E402
+from gdd_diffusers.app.demo.jobs import SEED, Jobs, Settings  # noqa: E402
+from gdd_diffusers.app.demo.page import MAX_MEGABYTES, build_page  # noqa: E402
+from gdd_diffusers.app.demo.server import OwnRequestsOnly  # noqa: E402
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -48,6 +53,7 @@ def noted_look_up(host, *args, **kwargs):
     note(host)
     return look_up(host, *args, **kwargs)
 socket.socket.connect, socket.getaddrinfo = noted_connect, noted_look_up
+note("nobody")
 """
 
 # Controls without a name for those who cannot see them, and texts that stand out from their background by less than
@@ -104,7 +110,8 @@ class Server:
         self.connections, self.folder = folder / "connections", folder / "files"
         self.connections.touch()
         self.folder.mkdir()
-        places = {"TMPDIR": self.folder, "CONNECTIONS": self.connections, "PYTHONPATH": folder / "spy"}
+        path = os.pathsep.join([str(folder / "spy"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        places = {"TMPDIR": self.folder, "CONNECTIONS": self.connections, "PYTHONPATH": path}
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
@@ -129,11 +136,13 @@ def command(*options):
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    server = Server(command("--model", model, "--dtype", "float32"), tmp_path_factory.mktemp("server"))
+    server = Server(
+        command("--model", model, "--dtype", "float32", "--allow-folders"), tmp_path_factory.mktemp("server")
+    )
     yield server
     assert server.stop() == 0
     assert not server.files()
-    assert set(server.connections.read_text().split()) == {"127.0.0.1"}
+    assert set(server.connections.read_text().split()) - {"127.0.0.1"} == {"nobody"}
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +317,7 @@ def test_pictures_are_dropped_and_pasted_too(visit, tmp_path):
             [event.strip(), names, content],
         )
         sync_api.expect(page.facts if len(names) == 1 else page.page.locator(".state")).to_contain_text(
-            names[0] if len(names) == 1 else "One picture at a time"
+            names[0] if len(names) == 1 else "One image at a time"
         )
 
 
@@ -365,7 +374,7 @@ def test_controls_begin_as_the_model_wants_them(visit, tmp_path):
     sync_api.expect(page.page.get_by_label("Tile size")).to_have_value("1024")
     field.fill(str(tmp_path))
     field.press("Enter")
-    sync_api.expect(page.told(f"Cannot load the model in {tmp_path}")).to_be_visible()
+    sync_api.expect(page.told(f"{tmp_path} is neither the folder of a model nor a model on the Hub.")).to_be_visible()
 
 
 @needs_browser
@@ -377,7 +386,7 @@ def test_made_noisy_the_truth_is_at_hand(visit, tmp_path):
     sync_api.expect(page.facts).to_contain_text(re.compile(r"PSNR.*\d+\.\d\d dB noisy, \d+\.\d\d dB denoised"))
     sync_api.expect(page.facts).to_contain_text(re.compile(r"SSIM.*0\.\d{3} noisy, 0\.\d{3} denoised"))
     arguments = ["simulate", tmp_path / "clean.png", "-o", tmp_path / "noisy.png", "--preset", "phone", "--iso", 800]
-    arguments += ["--seed", demo_app.SEED]
+    arguments += ["--seed", SEED]
     assert CliRunner().invoke(cli.app, [str(argument) for argument in arguments]).exit_code == 0
     page.page.get_by_label("Where before ends").fill("1000")
     height, width = page.screen().shape[:2]
@@ -391,16 +400,14 @@ def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_pa
     good = save_photograph(tmp_path / "good.png")
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:3000])
-    header = good.read_bytes()[:16] + (20_000).to_bytes(4) + (6_000).to_bytes(4) + b"\x08\x02\0\0\0"
-    checksum = zlib.crc32(header[12:]).to_bytes(4)
-    (tmp_path / "bomb.png").write_bytes(header + checksum + good.read_bytes()[33:])
+    Image.new("L", (20_000, 6_000)).save(tmp_path / "bomb.png")
     with open(tmp_path / "heavy.png", "wb") as file:
-        file.truncate(demo_app.MAX_MEGABYTES * 10**6 + 1_000_000)
+        file.truncate(MAX_MEGABYTES * 10**6 + 1_000_000)
 
     for name, sentence in {
         "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.",
         "cut.png": "cut.png is damaged",
-        "bomb.png": "bomb.png has 20000 x 6000 pixels; this page takes up to 100 megapixels",
+        "bomb.png": "bomb.png has 20000 x 6000 pixels, which is 120 million; the limit for PNG is 100 million on",
     }.items():
         page.page.locator("input[type=file]").set_input_files(tmp_path / name)
         sync_api.expect(page.told(sentence)).to_be_visible()
@@ -408,7 +415,7 @@ def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_pa
     page.page.locator("input[type=file]").set_input_files(tmp_path / "heavy.png")
     sync_api.expect(page.page.get_by_text("heavy.png has 201 MB; this page takes up to 200 MB.")).to_be_visible()
     page.press("Denoise")
-    sync_api.expect(page.told("There is no picture")).to_be_visible()
+    sync_api.expect(page.told("There is no image")).to_be_visible()
     page.drop(good)
     page.page.locator("input[type=file]").set_input_files(tmp_path / "cut.png")
     sync_api.expect(page.told("cut.png is damaged")).to_have_count(2)
@@ -470,56 +477,164 @@ def test_everything_has_a_name_and_can_be_read(visit, scheme, tmp_path):
 
 
 def test_cancelled_job_ends_before_the_next_layer(model, tmp_path):
-    page = demo_app.Page(tmp_path, str(model), "cpu", "float32")
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
     someone = SimpleNamespace(session_hash="someone")
-    page.open(someone, save_photograph(tmp_path / "noisy.png", size=(200, 150)), shutil.copy)
-    unet = page.load(str(model)).pipe.unet
+    jobs.open(someone, save_photograph(tmp_path / "noisy.png", size=(200, 150)), shutil.copy)
+    unet = jobs.load(str(model)).unet
     entered = []
     unet.conv_in.register_forward_hook(lambda *_: entered.append("first layer"))
-    unet.mid_block.register_forward_hook(lambda *_: page.cancel(someone))
+    unet.mid_block.resnets[0].register_forward_hook(lambda *_: jobs.cancel(someone))
     unet.conv_out.register_forward_hook(lambda *_: entered.append("last layer"))
-    settings = demo_app.Settings(1, 2, False, "phone", 1600, str(model), "improved", 64)
-    job, _ = page.ask(someone, *vars(settings).values())
-    assert page.denoise(someone, job, progress=lambda *_, **__: None) == (gr.skip(), gr.skip())
-    assert entered == ["first layer"]
+    settings = Settings(1, 2, False, "phone", 1600, str(model), "improved", 64)
+    job, _ = jobs.start(someone, *settings)
+    assert jobs.denoise(someone, job, progress=lambda *_, **__: None) == (gr.skip(), gr.skip())
+    assert set(entered) == {"first layer"}
     assert not list(tmp_path.rglob("*_denoised*"))
 
 
 def test_no_name_of_an_upload_is_that_of_a_file_of_the_page(model, tmp_path):
-    page = demo_app.Page(tmp_path, str(model), "cpu", "float32")
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
     for name in ("before.png", "noisy.png"):
         write_image(tmp_path / name, photograph(bits=16))
-        page.open(SimpleNamespace(session_hash="someone"), tmp_path / name, shutil.copy)
-        picture = page.visitors["someone"].picture
-        assert picture.name == name and picture.read_bytes() == (tmp_path / name).read_bytes()
+        jobs.open(SimpleNamespace(session_hash="someone"), tmp_path / name, shutil.copy)
+        file = jobs.visitors["someone"].file
+        assert file.name == name and file.read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_settings_of_one_visitor_are_not_those_of_the_next(tmp_path):
     make_pipeline(tile_size=None, tile_overlap=16).save_pretrained(tmp_path / "model")
-    page = demo_app.Page(tmp_path, str(tmp_path / "model"), "cpu", "float32")
-    photo, sizes, jobs = save_photograph(tmp_path / "a.png"), [], []
-    for session, tile_size in (("one", 64), ("two", None)):
+    jobs = Jobs(tmp_path, str(tmp_path / "model"), "cpu", "float32")
+    unet = jobs.load(str(tmp_path / "model")).unet
+    photo, numbers, counts = save_photograph(tmp_path / "a.png", size=(90, 90)), [], []
+    for session, tile_size in (("one", 32), ("two", None)):
         visitor = SimpleNamespace(session_hash=session)
-        page.open(visitor, photo, shutil.copy)
-        jobs.append(page.ask(visitor, 1, 1, False, "phone", 1600, str(tmp_path / "model"), "improved", tile_size)[0])
-        page.denoise(visitor, jobs[-1], progress=lambda *_, **__: None)
-        sizes.append(page.load(str(tmp_path / "model")).pipe.config.tile_size)
-    assert sizes == [64, None]
-    assert jobs[0] != jobs[1]
+        jobs.open(visitor, photo, shutil.copy)
+        settings = Settings(1, 1, False, "phone", 1600, str(tmp_path / "model"), "improved", tile_size)
+        numbers.append(jobs.start(visitor, *settings)[0])
+        parts = []
+        hook = unet.conv_in.register_forward_hook(lambda *_, parts=parts: parts.append(1))
+        jobs.denoise(visitor, numbers[-1], progress=lambda *_, **__: None)
+        hook.remove()
+        counts.append(len(parts))
+    assert counts[0] > counts[1] == 1  # tiles or bands, and the whole image
+    assert numbers[0] != numbers[1]
 
 
 def test_strangers_choose_no_model(model, tmp_path):
-    page = demo_app.Page(tmp_path, str(model), "cpu", "float32", one_model=True)
-    assert page.load("org/huge") is page.load(str(model)) is page.load(str(tmp_path))
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32", one_model=True)
+    assert jobs.load("org/huge") is jobs.load(str(model)) is jobs.load(str(tmp_path))
 
 
 def test_server_takes_no_path_that_it_did_not_give(model, tmp_path):
-    page = demo_app.Page(tmp_path / "root", str(model), "cpu", "float32")
+    jobs = Jobs(tmp_path / "root", str(model), "cpu", "float32")
     secret = save_photograph(tmp_path / "secret.png")
     for path in (secret, tmp_path / "root" / ".." / "secret.png", tmp_path / "root" / "missing.png"):
         with pytest.raises(gr.Error, match="did not arrive"):
-            page.upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, {"path": str(path)}))
+            jobs.open_upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, {"path": str(path)}))
     assert secret.exists()
+
+
+@pytest.mark.parametrize("number", [None, -1, 2, "0", [], float("nan")])
+def test_an_example_that_is_not_there_is_named(model, tmp_path, number):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    for data in ({"number": number}, {}, None, 5):
+        with pytest.raises(gr.Error, match="There is no such example") as error:
+            jobs.open_example(SimpleNamespace(session_hash="someone"), gr.EventData(None, data))
+        assert not error.value.print_exception
+
+
+@pytest.mark.parametrize("path", [None, "", ".", "\0", 3, [], "a" * 5000])
+def test_an_upload_that_is_not_there_is_named(model, tmp_path, path):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    for data in ({"path": path}, {}, None, 5):
+        with pytest.raises(gr.Error, match="did not arrive") as error:
+            jobs.open_upload(SimpleNamespace(session_hash="someone"), gr.EventData(None, data))
+        assert not error.value.print_exception
+
+
+def test_settings_that_are_missing_are_named(model, tmp_path):
+    jobs, someone = Jobs(tmp_path, str(model), "cpu", "float32"), SimpleNamespace(session_hash="someone")
+    assert jobs.denoise(someone, None) == (gr.skip(), gr.skip())
+    jobs.open(someone, save_photograph(tmp_path / "a.png"), shutil.copy)
+    with pytest.raises(gr.Error, match="setting is missing"):
+        jobs.start(someone, None, 1, False, "phone", None, "", "improved", None)
+
+
+def test_a_slow_file_keeps_its_own_visitor_waiting_only(model, tmp_path):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    photo, slow, other = save_photograph(tmp_path / "a.png"), *(SimpleNamespace(session_hash=name) for name in "ab")
+    started, finish = threading.Event(), threading.Event()
+
+    def take_slowly(*args):
+        started.set()
+        finish.wait(60)
+        return shutil.copy(*args)
+
+    with ThreadPoolExecutor() as executor:
+        first = executor.submit(jobs.open, slow, photo, take_slowly)
+        started.wait(60)
+        with pytest.raises(gr.Error, match="still being opened"):
+            jobs.open(slow, photo, shutil.copy)
+        assert jobs.open(other, photo, shutil.copy)[0]["name"] == "a.png"
+        finish.set()
+        assert first.result()[0]["name"] == "a.png"
+    assert jobs.open(slow, photo, shutil.copy)[0]["name"] == "a.png"
+    limits = {fn.name: fn.concurrency_limit for fn in build_page(jobs).fns.values()}
+    assert limits["open_upload"] > 1 and limits["open_example"] > 1
+
+
+def test_folders_are_loaded_only_if_that_was_allowed(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    jobs = Jobs(tmp_path, None, "cpu", "float32")
+    for folder in (model, tmp_path / "missing"):
+        with pytest.raises(OSError, match=f"^Could not get {folder} from the Hub: "):
+            jobs.load(str(folder))
+    jobs = Jobs(tmp_path, None, "cpu", "float32", allow_folders=True)
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(OSError, match=f"^{folder} is neither the folder of a model nor a model on the Hub.$"):
+            jobs.load(str(folder))
+    assert jobs.load(str(model)).config.tile_size == 64
+
+
+def test_requests_of_other_sites_are_refused(server):
+    own = server.url.removeprefix("http://")
+    port = int(own.rpartition(":")[2])
+
+    def status(method="GET", path="/", body=None, **headers):
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        assert answer.status != 403 or "evil" not in str(answer.headers)
+        return answer.status
+
+    assert status() == status(Host=f"localhost:{port}") == status(Origin=f"http://{own}") == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", "[", ""):
+        assert status(Host=host) == 403
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx\r\n--x--\r\n'
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"https://evil.example:{port}", "http://["):
+        assert status(Origin=origin) == 403
+        assert status("OPTIONS", "/gradio_api/queue/join", Origin=origin) == 403
+        assert status("POST", "/gradio_api/queue/join", "{}", Origin=origin) == 403
+        assert status("POST", "/gradio_api/upload", body, Origin=origin, **form) == 403
+    assert not any(path.name == "a.png" for path in server.files())
+
+
+def test_a_page_for_the_network_answers_to_its_addresses_and_names(monkeypatch):
+    monkeypatch.setenv("SPACE_HOST", "me-gdd.hf.space")
+    gate = OwnRequestsOnly(None, "0.0.0.0")
+    name = socket.gethostname()
+    for host in (
+        "192.168.0.2:7860",
+        "[fe80::1]:7860",
+        f"{name}:7860",
+        f"{name}.local",
+        "localhost",
+        "me-gdd.hf.space",
+    ):
+        assert gate.is_own(host, [f"http://{host}"])
+    assert not gate.is_own("evil.example:7860", [])
+    assert not gate.is_own("192.168.0.2:7860", ["http://evil.example:7860"])
 
 
 def test_what_keeps_the_page_from_opening_is_told(server, model, tmp_path):

@@ -1,0 +1,125 @@
+"""Serve the page, to nobody but the page itself."""
+
+import errno
+import os
+import signal
+import socket
+import tempfile
+import webbrowser
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+
+from .jobs import Jobs
+from .page import FOLDER, MAX_MEGABYTES, THEME, build_page
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def launch(
+    model: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+    allow_folders: bool = False,
+):
+    """
+    Serve the page until Ctrl+C or SIGTERM, then delete all files of its visitors.
+
+    Args:
+        model (`str`, *optional*): A folder or a Hub repo to start with; the bundled weights if not given.
+        device, dtype (`str`, defaults to `"auto"`): As for `gdd denoise`.
+        host (`str`, defaults to `"127.0.0.1"`): Who is served: by default this machine only, with `"0.0.0.0"` the
+            network, which gets `model` only.
+        port (`int`, *optional*): The first free one from 7860 on if not given.
+        open_browser (`bool`, defaults to `False`): Whether to show the page at once.
+        allow_folders (`bool`, defaults to `False`): Whether the page may load models from folders of this machine.
+
+    Raises:
+        `OSError`: If the model cannot be loaded, or the port is taken.
+        `ValueError`: If there is no such device.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="gdd-demo-", ignore_cleanup_errors=True) as root:
+        os.environ["GRADIO_TEMP_DIR"] = root
+        jobs = Jobs(Path(root).resolve(), model, device, dtype, host not in LOOPBACK, allow_folders)
+        app = gr.mount_gradio_app(
+            FastAPI(openapi_url=None),
+            build_page(jobs),
+            "/",
+            max_file_size=MAX_MEGABYTES * 10**6,
+            theme=THEME,
+            css_paths=FOLDER / "page.css",
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+        )
+        with listen(host, port) as listener:
+            name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+            url = f"http://{name}:{listener.getsockname()[1]}"
+            print(f"The page is at {url} and ends with Ctrl+C.", flush=True)
+            if open_browser:
+                webbrowser.open(url)
+            config = uvicorn.Config(OwnRequestsOnly(app, host), log_level="critical", timeout_graceful_shutdown=1)
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    for candidate in [port] if port else range(7860, 7960):
+        try:
+            return socket.create_server((host, candidate), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                reason = (error.strerror or str(error)).partition(" (")[0]
+                raise OSError(f"the page cannot be served at port {candidate} of {host}: {reason}.") from None
+    raise OSError(f"{f'port {port}' if port else 'every port from 7860 on'} of {host} is taken; try another one.")
+
+
+class OwnRequestsOnly:
+    """
+    Refuse requests that another site has a visitor's browser send.
+
+    A site can point its own name at this machine (DNS rebinding), so the `Host` must be a name of this server. It can
+    also send forms and uploads without asking first, so the `Origin`, if there is one, must be that same host.
+    """
+
+    def __init__(self, app, host: str):
+        self.app = app
+        self.is_public = host not in LOOPBACK
+        self.names = {*LOOPBACK, host.lower()}
+        if self.is_public:
+            name = socket.gethostname().lower()
+            self.names |= {name, f"{name}.local", socket.getfqdn().lower(), os.environ.get("SPACE_HOST", name).lower()}
+
+    def is_own(self, host: str, origins: list[str]) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name not in self.names:
+                ip_address(name)  # which cannot be pointed elsewhere
+                if not self.is_public:
+                    return False
+            return all(urlsplit(origin).netloc.lower() == host.lower() for origin in origins)
+        except ValueError:
+            return False
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            if not self.is_own(headers.get("host", ""), headers.getlist("origin")):
+                refusal = PlainTextResponse("This page answers only to its own address.\n", status_code=403)
+                return await refusal(scope, receive, send)
+        await self.app(scope, receive, send)
