@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -64,7 +65,7 @@ class PairedImages:
 
         Returns `None` if an image cannot be read.
         """
-        images = {"file": _file_name(cells["clean"], row)}
+        images: dict[str, Any] = {"file": _file_name(cells["clean"], row)}
         for name in self.columns:
             try:
                 images[name] = decode(cells[name])
@@ -99,8 +100,8 @@ class StreamedImages(PairedImages):
         super().__init__(dataset)
         self.seed = seed
         self.position = 0  # of the next row, counted over all epochs
-        self.rows = None
-        self.last = None  # replaces an unreadable row
+        self.rows: Iterator[dict] | None = None
+        self.last: dict | None = None  # replaces an unreadable row
 
     def shuffled_epoch(self, epoch: int) -> Iterator[dict]:
         """
@@ -205,8 +206,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         device: torch.device | str | None = None,
     ):
         # The simulator needs operations that not every torch has on the GPUs of Macs.
-        self.simulates_later = device is not None and torch.device(device).type in ("cpu", "cuda")
-        self.device = torch.device(device if self.simulates_later else "cpu")
+        requested = torch.device(device or "cpu")
+        self.simulates_later = device is not None and requested.type in ("cpu", "cuda")
+        self.device = requested if self.simulates_later else torch.device("cpu")
         self.sources = sources
         weights = np.array([source.weight for source in sources], dtype=np.float64)
         self.probabilities = weights / weights.sum()
@@ -221,7 +223,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.first_samples = num_processes * (np.cumsum(self.batch_sizes) - self.batch_sizes)
         self.group_size = SIMULATION_GROUP if self.device.type == "cpu" else self.batch_sizes.max()
 
-        self.images = []
+        self.images: list[PairedImages] = []
         for source in sources:
             if source.simulator is None and "noisy" not in source.dataset.features:
                 raise ValueError("A source of clean images alone needs a simulator.")
@@ -238,7 +240,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         crop, batch_size = int(self.crop_sizes[k]), int(self.batch_sizes[k])
         first = self.process_index * batch_size
         samples = [self.draw_sample(k, i, crop) for i in range(first, first + batch_size)]
-        batch = {name: torch.stack([sample[name] for sample in samples]) for name in ("noisy", "clean")}
+        batch: dict[str, Any] = {
+            name: torch.stack([sample[name] for sample in samples]) for name in ("noisy", "clean")
+        }
         batch["u"] = torch.tensor([sample["u"] for sample in samples], dtype=torch.float32)
         batch |= {name: [sample[name] for sample in samples] for name in ("files", "noise")}
         return batch if self.simulates_later else self.simulate(batch)
@@ -259,7 +263,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         }
         for name in ("noisy", "clean"):
             pixels = images.get(name, images["clean"])[top : top + crop, left : left + crop]
-            pixels = np.rot90(pixels, turns)[:, :: -1 if flip else 1]
+            pixels = np.rot90(pixels, int(turns))[:, :: -1 if flip else 1]
             sample[name] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return sample
 

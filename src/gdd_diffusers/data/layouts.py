@@ -169,7 +169,7 @@ def load_scenes(folder: str | Path) -> datasets.Dataset:
                 f"{scene} has no reference: one image must have 'reference', 'gt' or 'clean' in its name, or every "
                 "name its ISO."
             )
-        reference = named[0] if len(named) == 1 else min(iso, key=iso.get)
+        reference = named[0] if len(named) == 1 else min(iso, key=iso.__getitem__)
         others = [path for path in files if path != reference and "full" not in path.stem.lower()]
         if not others:
             raise ValueError(f"{scene} has a reference, {reference.name}, but no noisy image.")
@@ -235,7 +235,7 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     """
     scenes = list(map(str, dataset["scene"] if "scene" in dataset.column_names else range(len(dataset))))
     places = {scene: int.from_bytes(hashlib.sha256(scene.encode()).digest()) / 2**256 for scene in scenes}
-    ordered = sorted(places, key=places.get)
+    ordered = sorted(places, key=places.__getitem__)
     if len(ordered) < 2:
         raise ValueError("All images are of one scene: add another, or validate on other images than held-out ones.")
     count = sum(place < share for place in places.values())
@@ -244,16 +244,15 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     return dataset.select(split[0]), dataset.select(split[1])
 
 
-def _from_files(scenes: list[Path | str], clean: list[Path], noisy: list[Path] | None = None) -> datasets.Dataset:
+def _from_files(scenes: list, clean: list[Path], noisy: list[Path] | None = None) -> datasets.Dataset:
     columns = {"noisy": noisy, "clean": clean} if noisy else {"clean": clean}
     cells = [[{"bytes": None, "path": str(path)} for path in paths] for paths in columns.values()]
     for noisy_cell, clean_cell in zip(*cells, strict=True) if noisy else ():
-        sizes = image_size(noisy_cell), image_size(clean_cell)
-        if None not in sizes and sizes[0] != sizes[1]:
-            (w, h), (other_w, other_h) = sizes
+        noisy_size, clean_size = image_size(noisy_cell), image_size(clean_cell)
+        if noisy_size and clean_size and noisy_size != clean_size:
             raise ValueError(
-                f"A pair must have one size, but {noisy_cell['path']} is {w}x{h} and {clean_cell['path']} is "
-                f"{other_w}x{other_h}."
+                f"A pair must have one size, but {noisy_cell['path']} is {noisy_size[0]}x{noisy_size[1]} and "
+                f"{clean_cell['path']} is {clean_size[0]}x{clean_size[1]}."
             )
     return _to_dataset(scenes, dict(zip(columns, cells, strict=True)))
 

@@ -107,5 +107,5 @@ def pictures_in(folder: str | Path, suffixes: Container[str], recursive: bool) -
 
 def for_display(pixels: np.ndarray) -> np.ndarray:
     """Reduce [H, W, C] to the 8 bits that Pillow takes, [H, W, C] or [H, W] for one channel."""
-    pixels = np.uint8(pixels // 257) if pixels.dtype == np.uint16 else pixels
+    pixels = (pixels // 257).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
