@@ -77,7 +77,7 @@ def stack(images: list[Image.Image], gap: int = 16) -> Image.Image:
 
 def most_different(images: list[Image.Image], width: int, height: int) -> tuple[tuple[int, int], float]:
     """Find the box in which RGB images differ most: its left and top, and the mean range of values there."""
-    difference = np.ptp(np.stack(images), axis=0).mean(-1)
+    difference = np.ptp(np.stack([np.asarray(image) for image in images]), axis=0).mean(-1)
     boxes = [
         (left, top)
         for top in range(0, difference.shape[0] - height + 1, max(1, height // 2))
