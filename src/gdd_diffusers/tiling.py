@@ -44,7 +44,8 @@ def apply_in_bands_(
         image (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
         tile_size, multiple: See [`plan_bands`]. Images smaller than a band are batched up to its number of pixels.
     """
-    dim, num_rows = plan_bands(*image.shape[-2:], tile_size, multiple)
+    height, width = image.shape[-2:]
+    dim, num_rows = plan_bands(height, width, tile_size, multiple)
     batch_size = max(1, tile_size**2 // image[0, 0].numel())
     for first in range(0, len(image), batch_size):
         done = 0
