@@ -31,7 +31,7 @@ def run(batch: Batch, pipe, quiet: bool, **options) -> None:
         leave=False,
     )
     batch.device = f"{pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
-    start = time.monotonic()
+    start, number = time.monotonic(), 0
     with bar:
         show_progress(pipe, lambda done, total: bar.update(number + done / total - bar.n))
         try:

@@ -45,9 +45,10 @@ def fail(message: str | Exception, code: int = 1) -> typer.Exit:
 @contextmanager
 def exit_on_errors(*failures: type[Exception]):
     """End the command with one sentence and code 1 for what failed, or code 2 for wrong usage, a ValueError."""
+    expected: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         yield
-    except (OSError, *failures) as error:
+    except expected as error:
         raise fail(error) from None
     except ValueError as error:
         raise fail(error, 2) from None

@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import dataclass
+from mmap import mmap
 
 import numpy as np
 
@@ -14,13 +15,18 @@ _SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
 _UNITS = (0, 1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4, 0, 0, 8, 8, 8)
 _RATIONALS = (5, 10)
 # how a file begins: the byte order, and as struct's letters the number of entries and all counts and offsets
-_LAYOUTS = {b"II*\0": "<HI", b"MM\0*": ">HI", b"II+\0": "<QQ", b"MM\0+": ">QQ"}
+_LAYOUTS = {
+    b"II*\0": ("<", "H", "I"),
+    b"MM\0*": (">", "H", "I"),
+    b"II+\0": ("<", "Q", "Q"),
+    b"MM\0+": (">", "Q", "Q"),
+}
 # how the pixels of a TIFF lie, and what is kept elsewhere: XMP, IPTC, Photoshop, ICC
 _PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 301, *range(317, 348), *range(512, 533)}
 _PIXEL_TAGS |= {700, IPTC, 34377, 34675, 37724}
 
 
-def read_tags(data: bytes) -> tuple[dict, bool]:
+def read_tags(data: bytes | mmap) -> tuple[dict, bool]:
     """
     Read the tags of the first image.
 
@@ -59,10 +65,10 @@ def without_pixel_tags(tags: dict) -> dict:
 
 
 def pack_exif(tags: dict) -> bytes:
-    return b"II*\0\x08\0\0\0" + _pack_directory(tags, 8, "<HI") if tags else b""
+    return b"II*\0\x08\0\0\0" + _pack_directory(tags, 8, _LAYOUTS[b"II*\0"]) if tags else b""
 
 
-def append_tags(data: bytes, tags: dict) -> tuple[bytes, bytes]:
+def append_tags(data: bytes | mmap, tags: dict) -> tuple[bytes, bytes]:
     """Add tags to those of a little-endian TIFF file: return its new first bytes, and what goes behind its last."""
     layout = _LAYOUTS[data[:4]]
     padding = len(data) % 2
@@ -97,13 +103,15 @@ class _Budget:
     incomplete: bool = False
 
 
-def _first_directory(data: bytes, layout: str) -> int:
+def _first_directory(data: bytes | mmap, layout: tuple[str, str, str]) -> int:
     # its offset lies at 4 in a TIFF and at 8 in a BigTIFF, as many bytes as it takes
     word = layout[0] + layout[2]
     return struct.unpack_from(word, data, struct.calcsize(word))[0]
 
 
-def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict, budget: _Budget) -> dict:
+def _read_directory(
+    data: bytes | mmap, at: int, layout: tuple[str, str, str], subdirectories: dict, budget: _Budget
+) -> dict:
     order, counter, word = layout
     width = struct.calcsize(order + word)
     tags = {}
@@ -134,7 +142,7 @@ def _read_directory(data: bytes, at: int, layout: str, subdirectories: dict, bud
     return tags
 
 
-def _pack_directory(tags: dict, at: int, layout: str) -> bytes:
+def _pack_directory(tags: dict, at: int, layout: tuple[str, str, str]) -> bytes:
     """A little-endian directory for offset `at`, with its values behind it."""
     _, counter, word = layout
     width = struct.calcsize("<" + word)

@@ -114,7 +114,7 @@ def is_damaged(profile: bytes) -> bool:
     return steps.min() < -1 or steps.max() > 5 or lab[-1, 0] < 90 or np.abs(lab[:, 1:]).max() > 25
 
 
-def reason(error: Exception) -> str:
+def reason(error: OSError | pyvips.Error) -> str:
     """The one line of an error that says what happened."""
     if isinstance(error, OSError):
         return error.strerror or str(error)

@@ -115,7 +115,7 @@ def _identify(path: Path) -> str:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ImageFileError(f"{name} is a symbolic link that leads back to itself.") from error
-        raise ImageFileError(f"{name} cannot be read: {error.strerror.lower()}.") from error
+        raise ImageFileError(f"{name} cannot be read: {str(error.strerror).lower()}.") from error
     kind = next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
     if kind is None:
         raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.")

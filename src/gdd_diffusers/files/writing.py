@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyvips
@@ -18,7 +18,7 @@ try:
     import fcntl
 except ImportError:
     # Windows, where no open file can be deleted anyway
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 from .containers import MAX_XMP_IN_JPEG, complete_container
 from .image_file import FORMATS, ImageFile, ImageFileError, printable
@@ -47,9 +47,12 @@ def check_output(
     path = Path(path)
     name = printable(path)
     extension = f".{format.lower()}" if format else path.suffix.lower()
-    if extension not in FORMATS and (extension or like is None):
+    if extension in FORMATS:
+        format = FORMATS[extension]
+    elif like is not None and not extension:
+        format = like.format
+    else:
         raise ValueError(f"{name} cannot be written as {extension or 'it is'}: use one of {', '.join(FORMATS)}.")
-    format = FORMATS[extension] if extension else like.format
 
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
         raise ValueError(f"Pixels must be [height, width, 1 to 4 channels], but are {list(pixels.shape)}.")
@@ -138,7 +141,7 @@ def write_image(
     image = _encode(pixels, like, bits)
     if format == "jpeg":
         image = image[: 1 if image.bands < 3 else 3]
-    options = {
+    defaults: dict[str, dict[str, Any]] = {
         "jpeg": {"Q": 95, "subsample_mode": "off"},
         "png": {"bitdepth": bits},
         "tiff": {"compression": "deflate", "predictor": "horizontal", "bigtiff": pixels.size * bits > 32_000_000_000},
@@ -146,7 +149,8 @@ def write_image(
         # more effort costs ten times the time and makes photographs no smaller
         "avif": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "av1", "effort": 2},
         "heic": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "hevc"},
-    }[format]
+    }
+    options = defaults[format]
     options["keep"] = "icc|other|gainmap"
     if like.format == format:
         options |= like.saving
