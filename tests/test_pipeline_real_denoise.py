@@ -391,12 +391,12 @@ def test_network_of_the_wrong_width_is_refused():
 # Progress, callbacks, threads
 
 
-def test_progress_runs_over_tiles_and_steps(pipe, capsys):
+def test_progress_runs_over_bands_and_steps(pipe, capsys):
     pipe.set_progress_bar_config()
     pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
     shown = capsys.readouterr().err
     pipe.set_progress_bar_config(disable=True)
-    assert "6/6" in shown
+    assert "12/12" in shown
     pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
     assert capsys.readouterr().err == ""
 
