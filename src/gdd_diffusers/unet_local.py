@@ -1,8 +1,8 @@
 """A UNet2DModel whose output pixels depend on a neighbourhood only, so that an image can go through it in bands."""
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import tee
 
 import torch
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401 - diffusers looks ModelMixin up in the module of a model
@@ -147,15 +147,18 @@ class LocalUNet2DModel(UNet2DModel):
         def resnet(layer: nn.Module, sample: Bands) -> Bands:
             return _apply_to_bands(lambda band: layer(band, emb), sample, dim, halo=2)  # two 3x3 convolutions
 
-        sample, skip = tee(_apply_to_bands(self.conv_in, _mark_last(bands), dim))
-        skips = [skip]
+        skips: list[deque[tuple[torch.Tensor, bool]]] = []  # bands that wait for the way up
+
+        def keep_skip(sample: Bands) -> Bands:
+            skips.append(deque())
+            return _copy_to(skips[-1], sample)
+
+        sample = keep_skip(_apply_to_bands(self.conv_in, _mark_last(bands), dim))
         for block in self.down_blocks:
             for layer in block.resnets:
-                sample, skip = tee(resnet(layer, sample))
-                skips.append(skip)
+                sample = keep_skip(resnet(layer, sample))
             for layer in block.downsamplers or []:
-                sample, skip = tee(_apply_to_bands(layer, sample, dim, stride=2))
-                skips.append(skip)
+                sample = keep_skip(_apply_to_bands(layer, sample, dim, stride=2))
         for layer in self.mid_block.resnets if self.mid_block is not None else []:
             sample = resnet(layer, sample)
         for block in self.up_blocks:
@@ -174,6 +177,13 @@ def _mark_last(bands: Iterable[torch.Tensor]) -> Bands:
         following = next(bands, None)
         yield band, following is None
         band = following
+
+
+def _copy_to(skip: deque, bands: Bands) -> Bands:
+    for band in bands:
+        skip.append(band)
+        yield band
+        del band
 
 
 def _apply_to_bands(
@@ -202,14 +212,14 @@ def _apply_to_bands(
             del output
 
 
-def _concatenate_channels(sample: Bands, skip: Bands, dim: int) -> Bands:
-    """Concatenate the channels of two streams, whose bands have different heights."""
+def _concatenate_channels(sample: Bands, skip: deque, dim: int) -> Bands:
+    """Concatenate the channels of bands on the way up and of those that wait for them, which have other heights."""
     a = b = None
     while True:
         if a is None:
             a, a_is_last = next(sample)
         if b is None:
-            b, b_is_last = next(skip)
+            b, b_is_last = skip.popleft()
         size = min(a.shape[dim], b.shape[dim])
         is_last = a_is_last and b_is_last and a.shape[dim] == b.shape[dim]
         band = torch.cat([a.narrow(dim, 0, size), b.narrow(dim, 0, size)], 1)
