@@ -270,7 +270,7 @@ def _features(columns: Iterable[str]) -> datasets.Features:
 def image_size(cell: dict | None) -> tuple[int, int] | None:
     """Return width and height of a cell as displayed, from its header alone; `None` if it cannot be read."""
     try:
-        with _open(cell) as image:
+        with open_cell(cell) as image:
             turned = image.getexif().get(0x0112, 1) > 4
             return image.size[::-1] if turned else image.size
     except UNREADABLE:
@@ -283,7 +283,7 @@ def decode(cell: dict | None) -> np.ndarray:
 
     Raises one of `UNREADABLE` if the file is broken or its white level is unknown.
     """
-    with _open(cell) as file:
+    with open_cell(cell) as file:
         image = ImageOps.exif_transpose(file)
         if file.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits instead of scaling them
             image = Image.fromarray(_to_8_bits(np.asarray(image), file))
@@ -305,7 +305,8 @@ def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
     return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is zero
 
 
-def _open(cell: dict | None) -> Image.Image:
+def open_cell(cell: dict | None) -> Image.Image:
+    """Open a cell of an image column that was cast to `decode=False`, without decoding its pixels."""
     if cell is None:
         raise ValueError("the image is missing")
     return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
