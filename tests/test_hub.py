@@ -22,7 +22,15 @@ from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
 
 
-MODULES = ["pipeline_real_denoise", "image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local"]
+MODULES = [
+    "pipeline_real_denoise",
+    "image_processor",
+    "memory",
+    "scheduling_interpolation",
+    "tiling",
+    "unet_local",
+    "walks",
+]
 CODE = [f"{module}.py" for module in [*MODULES, "hub/loading"]]
 
 # Every client begins with this: `run(pipe)` takes three steps on an image of several tiles.

@@ -150,6 +150,16 @@ def prepare_latents(images: list[torch.Tensor], channels: int, multiple: int) ->
     return latents
 
 
+def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the latents that a callback has returned, if any."""
+    if callback_outputs is None:
+        return latents
+    new = callback_outputs.get("latents", latents) if isinstance(callback_outputs, dict) else None
+    if not isinstance(new, torch.Tensor) or new.shape != latents.shape:
+        raise ValueError(f"`callback_on_step_end` must return `None` or `latents` of shape {tuple(latents.shape)}.")
+    return new.to("cpu", torch.float32)
+
+
 def postprocess(latent: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Convert the end of the walk, which is overwritten, to `[C, H, W]` in [0, 1] with the channels of `image`."""
     denoised = latent.add_(1).mul_(0.5).clamp_(0, 1)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINE = ("pipeline_real_denoise", "RealDenoisePipeline")  # the module and the class
-MODULES = [PIPELINE[0], "image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local", "hub/loading"]
+MODULES = ["image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local", "walks", "hub/loading"]
 COMPONENT_CLASSES = {cls.__name__: cls for cls in (UNet2DModel, LocalUNet2DModel, InterpolationScheduler)}
 SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers [0-9a-f]{16} -->\n*$")
 
@@ -95,7 +95,7 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
     half = COMPONENT_CLASSES[components["unet"][1]].from_pretrained(folder, subfolder="unet", dtype=torch.float16)
     half.save_pretrained(folder / "unet", variant="fp16")
     (folder / "hub").mkdir(exist_ok=True)
-    for module in MODULES:
+    for module in [PIPELINE[0], *MODULES]:
         shutil.copy(PACKAGE / f"{module}.py", folder / f"{module}.py")
 
     # The index says which file has which class. Nothing tells where the model came from.
