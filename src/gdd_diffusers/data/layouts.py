@@ -6,7 +6,7 @@ of one scene are never split between training and validation. A dataset of clean
 simulator such as `CameraNoise` adds the noise during training.
 
 Every loader raises a `FileNotFoundError` if the folder does not exist or holds no image, and a `ValueError` if an
-image has no partner or one of another size, or a name that is not UTF-8.
+image has no partner, or its partner another size, or if its name is not UTF-8.
 """
 
 import hashlib
@@ -51,26 +51,7 @@ def load_clean(folder: str | Path) -> datasets.Dataset:
 
 
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
-    """
-    Load pairs from two folders with the same file names; suffixes may differ. Each subfolder is a scene.
-
-    Example:
-
-    ```py
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> from gdd_diffusers.data.layouts import load_pairs
-
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> for name in ("noisy", "clean"):
-    ...     (folder / name).mkdir()
-    ...     Image.new("RGB", (8, 6)).save(folder / name / "1.png")
-    >>> dataset = load_pairs(folder / "noisy", folder / "clean")
-    >>> dataset.column_names, dataset[0]["noisy"].size
-    (['noisy', 'clean', 'scene'], (8, 6))
-
-    ```
-    """
+    """Load pairs from two folders with the same file names; suffixes may differ. Each subfolder is a scene."""
     noisy, clean = _files_by_name(noisy_dir), _files_by_name(clean_dir)
     for name in sorted(noisy.keys() ^ clean.keys()):
         present, missing = (noisy, clean_dir) if name in noisy else (clean, noisy_dir)
@@ -96,10 +77,10 @@ def load_marked_pairs(
     Load pairs from one folder whose names differ in one mark, such as `a/1_noisy.png` and `a/1_clean.png`.
 
     Args:
-        folder (`str` or `Path`): Searched with its subfolders. Images without a mark are ignored.
-        noisy_mark (`str`): Part of the name of every noisy image, such as `"_noisy"`.
-        clean_mark (`str`): Its replacement in the partner's name, such as `"_clean"` or `""`.
-        scene_of (`Callable`, *optional*): Maps a noisy path to its scene; by default each pair is a scene of its own.
+        folder: Searched with its subfolders. Images without a mark are ignored.
+        noisy_mark: Part of the name of every noisy image, such as `"_noisy"`.
+        clean_mark: Its replacement in the partner's name, such as `"_clean"` or `""`.
+        scene_of: Maps a noisy path to its scene; by default each pair is a scene of its own.
     """
     files = find_images(folder)
     noisy = [path for path in files if noisy_mark in path.name]
@@ -194,12 +175,7 @@ def load_hub_dataset(
     """
     Load a dataset from the Hub or a folder, such as `examples/prepare_data.py` writes.
 
-    Args:
-        name (`str`): Repo id or folder.
-        split (`str`, defaults to `"train"`): Name of the split.
-        noisy_column (`str`, defaults to `"noisy"`): Image column of the noisy images; `"noisy"` may be missing.
-        clean_column (`str`, defaults to `"clean"`): Image column of the clean images.
-        streaming (`bool`, defaults to `False`): Whether to read the rows in order without storing them.
+    The column of noisy images may be missing if it is the default. With `streaming`, rows are read without storing them.
 
     Raises:
         ValueError: If a column is missing or holds no images.
@@ -225,10 +201,8 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     """
     Split a dataset into (training, held out) so that no scene is in both; a row without `scene` is its own scene.
 
-    The name of a scene alone decides, so that it stays on its side when scenes are added or in another dataset.
-
-    Args:
-        share (`float`, defaults to 0.05): Approximate share of the scenes to hold out; at least one, never all.
+    Holds out about `share` of the scenes; at least one, never all. Only the name of a scene decides, so that it stays
+    on its side when scenes are added, and in other datasets.
 
     Raises:
         ValueError: If there is only one scene.
