@@ -175,7 +175,7 @@ def load_hub_dataset(
     """
     Load a dataset from the Hub or a folder, such as `examples/prepare_data.py` writes.
 
-    The column of noisy images may be missing if it is the default. With `streaming`, rows are read without storing them.
+    The column of noisy images may be missing if it is the default. `streaming` reads the rows without storing them.
 
     Raises:
         ValueError: If a column is missing or holds no images.

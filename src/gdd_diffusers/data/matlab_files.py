@@ -14,8 +14,8 @@ def open_sidd_blocks(folder: str | Path, *keys: str) -> tuple[list[str], Callabl
     """
     Read SIDD blocks into memory from MATLAB files named after their array (Abdelhamed et al., CVPR 2018).
 
-    `keys` name the arrays whose blocks belong together, such as `"ValidationNoisyBlocksSrgb"`. Returns the names of the
-    blocks, such as `"0039_31"`, and a function from a block's index to its image in each file, uint8 `[H, W, 3]`.
+    `keys` name the arrays whose blocks belong together, such as `"ValidationNoisyBlocksSrgb"`. Returns the names of
+    the blocks, such as `"0039_31"`, and a function from a block's index to its image in each file, uint8 `[H, W, 3]`.
     """
     arrays = []
     for key in keys:
