@@ -1,4 +1,4 @@
-"""The test sets that denoisers are measured on, as they are distributed, and the files that two benchmarks ask for."""
+"""Load test sets in the form in which they are distributed, and write the files that two benchmarks ask for."""
 
 import re
 import zlib
@@ -35,14 +35,13 @@ class ImageSet:
     Images to denoise, read one at a time.
 
     Args:
-        name (`str`): What tables call it.
-        names (`list[str]`): A unique name of each image that is valid as a file name.
-        load (`Callable[[int], tuple[np.ndarray, np.ndarray | None]]`): Returns the noisy image with that index and its
-            ground truth (`None` where the benchmark keeps it): [H, W, 3], uint8, or float32 in [0, 1] for DND.
-        min_side (`Callable[[int], int]`, *optional*): Reads how many pixels the shorter side of that image has, where
-            the test set does not fix it.
-        sigma (`float`, *optional*): The standard deviation of the noise in [0, 1], where it is known.
-        submission (`str`, *optional*): `"sidd"` or `"dnd"`, the format in which results are submitted.
+        name: What tables call it.
+        names: A unique name of each image that is valid as a file name.
+        load: Returns the noisy image with that index and its ground truth (`None` where the benchmark withholds it):
+            [H, W, 3], uint8, or float32 in [0, 1] for DND.
+        min_side: Reads how many pixels the shorter side of that image has, if the test set does not fix it.
+        sigma: The standard deviation of the noise in [0, 1], if it is known.
+        submission: `"sidd"` or `"dnd"`, the format in which results are submitted.
     """
 
     name: str
