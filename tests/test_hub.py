@@ -365,7 +365,7 @@ def test_card_is_replaced_unless_somebody_edited_it(world, author):
     assert third.startswith(b"# Second, by hand")
     assert author[-1] == {
         "warnings": [
-            "The card of org/again says more than none would, so it stays as it is there.",
+            "The card of org/again has no replacement, so it stays as it is there.",
             "The card of org/again was written or changed on the Hub, so it stays as it is there.",
         ]
     }

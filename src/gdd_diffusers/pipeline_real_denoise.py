@@ -1,4 +1,4 @@
-"""The pipeline: walk from a noisy photograph to the clean image."""
+"""The pipeline, which walks from a noisy photograph to the clean image."""
 
 import copy
 import os
@@ -172,13 +172,13 @@ class RealDenoisePipeline(DiffusionPipeline):
     @property
     def receptive_field(self) -> int | None:
         """Pixels that an output pixel depends on to each side, `None` for a network that sees the whole image."""
-        # by name: a pipeline loaded from a repo's own code has another copy of LocalUNet2DModel
+        # duck-typed: a pipeline loaded from a repo's own code has another copy of LocalUNet2DModel
         receptive_field = getattr(self.unet, "receptive_field", None)
         return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
     @property
     def _in_bands(self) -> bool:
-        # not where something wraps the call of the network, such as torch.compile or offloading
+        # not if something wraps the network's forward, such as torch.compile or offloading
         own_forward = getattr(self.unet.forward, "__func__", None) is UNet2DModel.forward
         return hasattr(self.unet, "forward_bands") and own_forward
 
