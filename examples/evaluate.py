@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure denoisers on real and simulated noise: how good, under which step rule, after how many steps, and how fast.
+"""Measure denoisers on real and simulated noise: quality by step rule and number of steps, speed and memory.
 
     python examples/evaluate.py --model my-gdd --data polyu:polyu-val --compare bm3d nlm wavelet ffdnet
 
@@ -190,7 +190,7 @@ def large_enough(images: ImageSet, indices: list[int]) -> list[int]:
 
 
 def is_usable(method: Method, images: ImageSet) -> bool:
-    """Whether a method can run on these images, and says anything there."""
+    """Whether a method can run on these images, and its figures mean anything there."""
     if method.sigma == "true":
         return bool(images.sigma)
     if method.sigma == "best":  # needs the ground truth, and without noise the best level is none
@@ -202,7 +202,7 @@ def evaluate(methods: list[Method], results: Results, kept: set[int], metrics: d
     """Measure methods on this process's share of the images, except for what an earlier run has measured."""
     state, images, warm = PartialState(), results.images, set()
     methods, known = list(methods), {method.name: results.read(method) for method in methods}
-    # image by image, so that other load on the machine affects all methods alike
+    # image by image, so that other load on the machine slows all methods alike
     for i in results.chosen[state.process_index :: state.num_processes]:
         pair = results.load(i)
         noisy, clean = (None if x is None else pixels_to_tensor(x).movedim(0, -1).numpy() for x in pair)
@@ -215,7 +215,7 @@ def evaluate(methods: list[Method], results: Results, kept: set[int], metrics: d
             progress.set_postfix_str(method.name)
             try:
                 row, result = measure(method, run, noisy, clean, images.sigma, metrics, state.device)
-            # A failure of a foreign model costs its own row of the table, not the run.
+            # another library's model may fail in any way; that costs its own row of the table, not the run
             except Exception as error:
                 results.append(method, i, {"error": f"{type(error).__name__}: {error}"})
                 tqdm.write(f"{method.name} failed on {images.names[i]} of {images.name}: {error}", file=sys.stderr)
@@ -272,7 +272,7 @@ def main(args) -> bool:
     image_sets = [load_data(spec) for spec in args.data]
     slugs = [slug(images.name) for images in image_sets]
     for model in args.model if args.write_card else []:
-        load_card(Path(model))  # a broken card is an error before the work and not after it
+        load_card(Path(model))  # find a broken card now, not when everything is measured
     if duplicates := [name for name in slugs if slugs.count(name) > 1]:
         raise ValueError(f"Two data sets are called {duplicates[0]}: give each --data a name of its own.")
 

@@ -26,8 +26,8 @@ from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
 
 LAGS = (1, 2, 4, 8)
 CHANNEL_PAIRS = ((0, 1), (0, 2), (1, 2))
-# Measured once, in the same way, on sample images of SIDD (12 scenes, phones, uncompressed). Not in PAIRS, because
-# in-camera JPEG files and uncompressed phone files have little in common.
+# Measured once, in the same way, on SIDD's sample images (12 scenes, phones, uncompressed). They are not part of
+# PAIRS, since in-camera JPEG files and uncompressed phone files have little in common.
 SIDD_SAMPLES = {
     "standard deviation R G B": (21.0, 15.3, 22.9),
     "correlation RG RB GB": (0.23, 0.49, 0.23),
@@ -36,8 +36,8 @@ SIDD_SAMPLES = {
     "autocorrelation, lag 4": (0.01, 0.03, 0.02),
     "autocorrelation, lag 8": (0.01, 0.02, 0.01),
 }
-# Of pixels in these ranges of the clean value and of the standard deviation of the image's noise in that channel, the
-# shift in SIDD's samples and their share of all pixels in %: R, G and B.
+# {(range of the clean value, range of the noise's standard deviation in that channel of the image): for R, G and B,
+# the shift of these pixels in SIDD's samples and their share of all pixels in %}
 SIDD_SHIFT = {
     ((16, 32), (8, 16)): ((-2.3, 5), (-1.9, 13), (-1.6, 12)),
     ((16, 32), (16, 28)): ((-3.8, 3), (-5.7, 4), (-2.2, 8)),
@@ -51,7 +51,7 @@ SIDD_SHIFT = {
 
 
 def statistics(pairs):
-    """Row names and three values each, of a list of (clean, noisy), [3, H, W] in [0, 1]."""
+    """Return the rows of the table, {name: three values}, for a list of (clean, noisy), [3, H, W] in [0, 1]."""
     rows, levels, squares = {}, [], []
     for clean, noisy in pairs:
         noise = (noisy - clean) * 255
@@ -78,7 +78,7 @@ def statistics(pairs):
 
 
 def brightness_shift(pairs):
-    """The mean of noisy - clean in each channel of each cell of `SIDD_SHIFT`; values are means of 4x4 pixels."""
+    """Return the mean of noisy - clean in each channel of each cell of `SIDD_SHIFT`, of means of 4x4 pixels."""
     sums, counts = torch.zeros(2, len(SIDD_SHIFT), 3)
     for clean, noisy in pairs:
         sigma = (noisy - clean).mul(255).std((1, 2)).view(3, 1, 1)
@@ -96,7 +96,7 @@ def read_pairs(folder):
 
 
 def simulate(preset, folder, crop, crops_per_photo, seed):
-    """Pairs of random crops from every photograph that is large enough; those in grey or without noise left out."""
+    """Simulate noise on random crops of all photographs that are large enough; leave out grey and noiseless ones."""
     generator = torch.Generator().manual_seed(seed)
     simulator, pairs = CameraNoise(preset), []
     for photo in map(_read, list_images([folder])):
@@ -111,7 +111,7 @@ def simulate(preset, folder, crop, crops_per_photo, seed):
 
 
 def crops_side_by_side(groups, size=128, columns=8):
-    """For each group of pairs one row of noisy crops, 1:1, above one of their clean ones."""
+    """Draw, for each group of pairs, a row of noisy crops, 1:1, above a row of their clean ones."""
     rows = []
     for pairs in groups:
         chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(columns, len(pairs))).astype(int)]

@@ -186,7 +186,7 @@ def write_card(args, splits: dict[str, datasets.Dataset]):
 
 def main(args):
     folder = Path(args.output_dir)
-    if args.push_to_hub:  # first, since a missing login should not be found at the end
+    if args.push_to_hub:  # find a missing login now, not at the end
         repo = args.hub_dataset_id or folder.name
         repo = create_repo(repo, repo_type="dataset", private=args.hub_private_repo or None, exist_ok=True).repo_id
     dataset = load(args)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Measure how visible tiling is: the tiled result against that of the whole image, by tile size and overlap.
+"""Compare the result in tiles, or in the bands of a LocalUNet2DModel, with that of the whole image.
 
     python examples/seams.py                     # the bundled weights on a 2-megapixel noisy image
 
-Prints, for each tile size and overlap, the PSNR of tiled against whole in dB (of the float images; "inf" is equal
-bits), the largest difference of a single value in steps of 1/255, and the pixels computed for each that is kept.
+Prints, for each tile size and overlap (bands have none), the PSNR against the whole in dB (of the float images; "inf"
+is equal bits), the largest difference of a single value in steps of 1/255, and the pixels computed for each one kept.
 """
 
 import argparse
@@ -38,29 +38,23 @@ def main():
     pipe.disable_tiling()
     whole = pipe(image, num_inference_steps=1, output_type="np").images
 
-    overlaps, multiple = list(args.overlaps), pipe.spatial_multiple
-    if pipe.receptive_field:
-        # twice its radius, rounded up to a multiple of the tile grid
-        overlaps.append(-(-2 * (pipe.receptive_field + 1) // multiple) * multiple)
-        print(f"{type(pipe.unet).__name__}, sees {pipe.receptive_field} px to each side; the last overlap is exact")
+    in_bands = hasattr(pipe.unet, "forward_bands")
     rows = []
-    for tile_size in args.tile_sizes:
-        for overlap in overlaps:
-            # a tile must be at least twice its overlap; only the exact overlap is worth a larger one
-            size = max(tile_size, 2 * overlap)
-            if size > tile_size and overlap != overlaps[-1]:
+    for size in args.tile_sizes:
+        for overlap in [0] if in_bands else args.overlaps:
+            if size < 2 * overlap:
                 continue
             pipe.enable_tiling(size, overlap)
             error = pipe(image, num_inference_steps=1, output_type="np").images - whole
             with np.errstate(divide="ignore"):
                 decibels = -10 * np.log10(np.square(error, dtype=np.float64).mean())
-            computed = 1.0
-            for side in image.shape[:2]:
+            computed, multiple = 1.0, pipe.spatial_multiple
+            for side in image.shape[:2] if not in_bands else ():
                 tile, starts = plan_tiles(-(-side // multiple) * multiple, size, overlap, multiple)
                 computed *= tile * len(starts) / side
             largest = 255 * np.abs(error).max()
             rows.append([str(size), str(overlap), f"{decibels:.1f} dB", f"{largest:.3f}", f"{computed:.2f}"])
-    header = ["tile", "overlap", "tiled against whole", "largest difference", "pixels computed"]
+    header = ["tile", "overlap", "against whole", "largest difference", "pixels computed"]
     print(f"\n{markdown_table(header, rows)}")
 
 

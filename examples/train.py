@@ -14,12 +14,13 @@ import math
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 
-# Threads that wait for each other should spin for a moment, then sleep. If they spin for long, the default, anything
-# else that runs on the CPU makes training several times slower; if they sleep at once, they wake up late. The first is
-# read by most OpenMP libraries and the second by GNU's, when torch is imported.
+# Threads that wait for each other should spin briefly, then sleep. With long spinning, the default, any other load on
+# the CPU makes training several times slower; threads that sleep at once wake up late. When torch is imported, most
+# OpenMP libraries read the first variable, and GNU's the second.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
@@ -42,13 +43,14 @@ from training.checkpoints import (
     save_pipeline,
 )
 from training.data import load_data
-from training.machine import check_launch, has_fast_bf16, ignore_foreign_signals, keep_freed_memory, stop_signals
+from training.machine import check_launch, has_fast_bf16, ignore_foreign_signals, stop_signals
 from training.model import PRESETS, build_optimizer, build_pipeline
 from training.validation import format_scores, training_card, validate
 
 from gdd_diffusers import losses
 from gdd_diffusers.data.batches import TrainingBatches
 from gdd_diffusers.hub import publish
+from gdd_diffusers.memory import keep_freed_memory
 
 
 logger = logging.getLogger("train")
@@ -177,7 +179,6 @@ def main(args: argparse.Namespace):
         raise ValueError(f"{args.report_to} is not installed: pip install {args.report_to}, or give --report_to none.")
     num_threads = accelerator.num_processes * torch.get_num_threads()
     if on_cpu:
-        keep_freed_memory()
         if args.mixed_precision == "bf16" and not has_fast_bf16():
             logger.warning("This CPU only emulates bf16, which is several times slower: use --mixed_precision no.")
         if num_threads == 1 < os.cpu_count():
@@ -198,7 +199,7 @@ def main(args: argparse.Namespace):
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
     ema = EMAModel(unet.parameters(), decay=0.999, foreach=True, use_ema_warmup=True, power=0.75)
     unet, optimizer = accelerator.prepare(unet, optimizer)
-    # If accelerate prepared the schedule, it would advance once per process; here it counts optimizer steps.
+    # Not prepared by accelerate, which would advance it once per process; here it counts optimizer steps.
     accelerator.register_for_checkpointing(lr_scheduler, ema)
 
     # 2. Checkpoint to start from
@@ -241,7 +242,7 @@ def main(args: argparse.Namespace):
     # 4. Logging and saving
     log_file, validations = output_dir / "log.jsonl", []
     if is_main:
-        if args.push_to_hub:  # a missing login should not be found at the end
+        if args.push_to_hub:  # find a missing login now, not at the end
             create_repo(args.hub_model_id, exist_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
@@ -266,7 +267,7 @@ def main(args: argparse.Namespace):
             scores = validate(pipeline, validation_sets, args.validation_inference_steps, image_file)
         log(scores)
         logger.info(f"step {step}: {format_scores(scores)}")
-        # A resumed training may have other images; only scores on the same ones can be compared.
+        # A resumed training may have other validation images; only scores on the same ones compare.
         metric = f"psnr/improved_{args.validation_inference_steps[0]}"
         earlier = [line.get(metric, 0) for line in validations if line["psnr/noisy"] == scores["psnr/noisy"]]
         validations.append({"step": step} | scores)
@@ -276,7 +277,9 @@ def main(args: argparse.Namespace):
     # 5. Train
     micro_losses, waited, num_pixels, stop = [], 0.0, 0, False
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not is_main)
-    with progress, stop_signals() as signals, logging_redirect_tqdm():
+    # on the CPU, getting freed memory back from the system, page by page, takes 5% of a step
+    memory = keep_freed_memory() if on_cpu else nullcontext()
+    with memory, progress, stop_signals() as signals, logging_redirect_tqdm():
         loop_started = requested = time.monotonic()
         for batch in loader:
             waited += time.monotonic() - requested

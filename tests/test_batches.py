@@ -132,7 +132,7 @@ def test_batches_depend_on_seed_and_number_alone(clean_dir):
     assert not torch.equal(other_seed["clean"], in_order[0]["clean"])
 
 
-def test_two_processes_see_together_what_one_sees_with_twice_the_batch(clean_dir):
+def test_two_processes_together_see_what_one_sees_with_twice_the_batch(clean_dir):
     dataset = load_clean(clean_dir)
     whole = batches_of(dataset, add_noise, batch_size=16)[5]
     halves = [batches_of(dataset, add_noise, process_index=i, num_processes=2)[5] for i in range(2)]
@@ -250,7 +250,7 @@ def streamed(tmp_path):
     return lambda: load_hub_dataset(str(tmp_path / "hub"), streaming=True)
 
 
-def test_a_stream_gives_every_row_once_a_pass_in_shuffled_order(streamed):
+def test_a_stream_yields_every_row_once_per_epoch_in_shuffled_order(streamed):
     batches = batches_of(streamed(), add_noise, batch_size=8)
     passes = [[file for k in range(5 * i, 5 * i + 5) for file in batches[k]["files"]] for i in range(2)]
     for files in passes:
@@ -268,7 +268,7 @@ def test_a_stream_goes_on_where_it_was(streamed):
     assert_equal(in_order[2], expected[2])  # backwards too
 
 
-def test_batches_go_to_worker_processes_however_these_are_started(streamed, clean_dir):
+def test_batches_reach_workers_under_every_start_method(streamed, clean_dir):
     for batches in (batches_of(streamed(), add_noise), batches_of(load_clean(clean_dir), add_noise)):
         assert_equal(pickle.loads(pickle.dumps(batches))[1], batches[1])
 

@@ -47,7 +47,7 @@ def test_pairs_keep_the_shape_and_come_out_of_8_bit_files(preset, size):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_one_seed_gives_one_result_and_another_seed_another(preset):
+def test_the_result_depends_on_the_seed_alone(preset):
     simulate, photos = CameraNoise(preset), scenes()
     first, again, other = (simulate(photos, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
@@ -55,7 +55,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_global_generator_and_the_input_stay_as_they_were(preset):
+def test_the_global_generator_and_the_input_are_untouched(preset):
     photos = scenes(4)
     before, state = photos.clone(), torch.get_rng_state()
     CameraNoise(preset)(photos, generator())
@@ -85,14 +85,14 @@ def test_strength_covers_what_phones_and_cameras_record():
     assert torch.quantile(camera, 0.1) > 25 and 29 < camera.median() < 40
 
 
-def test_pictures_of_a_batch_differ_in_camera_and_light():
+def test_images_of_a_batch_differ_in_camera_and_light():
     clean, noisy = CameraNoise("mixed")(grey(), generator())
     strengths = (noisy - clean).square().mean((1, 2, 3))
     assert strengths.unique().numel() > 12
     assert clean.mean((2, 3)).std() > 0.05
 
 
-def test_mixed_leaves_half_of_the_clean_pictures_as_sharp_as_they_came():
+def test_mixed_keeps_half_of_the_clean_images_as_sharp_as_before():
     photos = (torch.arange(64) % 2).expand(64, 3, 64, 64) * 0.2 + 0.4
     contrast = {}
     for preset in ("phone", "mixed"):

@@ -93,7 +93,7 @@ def test_cmyk_becomes_srgb_and_that_is_said(run, tmp_path):
     assert "CMYK" not in run("denoise", save_picture(tmp_path / "noisy.png"))[1]
 
 
-def test_without_output_the_result_lies_beside_the_input(run, tmp_path):
+def test_without_output_the_result_is_next_to_the_input(run, tmp_path):
     save_picture(tmp_path / "a" / "noisy.png")
     assert run("denoise", "a/noisy.png")[0] == 0
     assert (tmp_path / "a" / "noisy_denoised.png").is_file()
@@ -174,7 +174,7 @@ def test_finished_files_are_skipped_until_overwrite(run, tmp_path):
     assert Image.open("clean.png").size == (70, 50)
 
 
-def test_input_is_replaced_only_when_told_to(run, tmp_path):
+def test_input_is_overwritten_only_on_request(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png")
     before = noisy.read_bytes()
     code, said = run("denoise", noisy, "-o", noisy)
@@ -196,7 +196,7 @@ def test_failures_are_named_and_the_others_done(run, tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_a_result_that_cannot_be_looked_at_fails_alone(run, tmp_path, options):
+def test_an_inaccessible_result_fails_alone(run, tmp_path, options):
     save_picture(tmp_path / f"{'a' * 250}.png")
     good = save_picture(tmp_path / "good.png")
     code, said = run("denoise", ".", *options)
@@ -206,7 +206,7 @@ def test_a_result_that_cannot_be_looked_at_fails_alone(run, tmp_path, options):
     assert code == 1 and "0 denoised; 1 failed" in said and "too long; choose another name" in said
 
 
-def test_folder_without_pictures_and_unwritable_folder(run, tmp_path):
+def test_folder_without_images_and_unwritable_folder(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png")
     (tmp_path / "none").mkdir()
     code, said = run("denoise", "none")
@@ -302,7 +302,7 @@ def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path):
     assert run("denoise", "in", "-o", "out", "--quiet") == (0, "")
 
 
-def test_a_folder_of_results_only_is_not_passed_over_in_silence(run, tmp_path):
+def test_a_folder_with_results_only_is_reported(run, tmp_path):
     for name in ("cat", "dog", ""):
         save_picture(tmp_path / "in" / f"{name}_denoised.png")
     code, said = run("denoise", "in")
@@ -312,14 +312,14 @@ def test_a_folder_of_results_only_is_not_passed_over_in_silence(run, tmp_path):
     assert "in: 2 files named *_denoised left out" in run("denoise", "in")[1]
 
 
-def test_two_pictures_for_one_result_are_refused(run, tmp_path):
+def test_two_images_for_one_result_are_refused(run, tmp_path):
     save_picture(tmp_path / "a" / "1.png")
     save_picture(tmp_path / "b" / "1.png")
     code, said = run("denoise", "a", "b", "-o", "out")
     assert code == 2 and "would both become" in said and not (tmp_path / "out").exists()
 
 
-def test_several_pictures_into_a_file_are_refused(run, tmp_path):
+def test_several_images_into_a_file_are_refused(run, tmp_path):
     first, second = save_picture(tmp_path / "1.png"), save_picture(tmp_path / "2.png")
     code, said = run("denoise", first, second, "-o", first)
     assert code == 2 and "folder is needed" in said
@@ -366,7 +366,7 @@ def test_quiet_says_nothing(run, tmp_path):
     assert run("denoise", save_picture(tmp_path / "noisy.png"), "--quiet") == (0, "")
 
 
-def test_compare_writes_a_labelled_picture(run, tmp_path):
+def test_compare_writes_a_labelled_image(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png", size=(300, 200))
     assert run("denoise", noisy, "-o", "clean.png", "--compare", "sheet.png")[0] == 0
     sheet = Image.open("sheet.png")
@@ -380,7 +380,7 @@ def test_compare_writes_a_labelled_picture(run, tmp_path):
     assert code == 2 and "--compare takes one image" in said
 
 
-def test_compare_that_cannot_be_written_ends_before_the_long_part(run, tmp_path):
+def test_an_unwritable_compare_fails_before_denoising(run, tmp_path):
     noisy = save_picture(tmp_path / "noisy.png")
     (tmp_path / "sheet.png").write_bytes(b"precious")
     command = ["denoise", noisy, "-o", "clean.png", "--compare"]

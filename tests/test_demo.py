@@ -245,7 +245,7 @@ def save_kinds(folder):
 
 
 @needs_browser
-def test_downloads_are_to_the_byte_what_the_command_writes(visit, model, tmp_path):
+def test_downloads_equal_the_files_of_the_command_to_the_byte(visit, model, tmp_path):
     page = visit()
     (tmp_path / "in").mkdir()
     for path in save_kinds(tmp_path / "in"):
@@ -301,7 +301,7 @@ def test_viewer_shows_the_pixels_at_one_to_one(visit, tmp_path):
 
 
 @needs_browser
-def test_pictures_are_dropped_and_pasted_too(visit, tmp_path):
+def test_images_are_dropped_and_pasted_too(visit, tmp_path):
     page = visit()
     content = base64.b64encode(save_photograph(tmp_path / "any.png").read_bytes()).decode()
     for event, names in {"drop": ["dropped.png"], "paste": ["pasted.png"], "drop ": ["one.png", "two.png"]}.items():
@@ -322,7 +322,7 @@ def test_pictures_are_dropped_and_pasted_too(visit, tmp_path):
 
 
 @needs_browser
-def test_large_pictures_are_moved_by_hand_and_by_key(visit, tmp_path):
+def test_large_images_are_moved_by_hand_and_by_key(visit, tmp_path):
     page = visit()
     pixels = photograph(size=(2000, 1500))
     page.drop(save_photograph(tmp_path / "large.png", size=(2000, 1500)))
@@ -362,7 +362,7 @@ def test_another_strength_runs_again_by_keyboard_and_zero_changes_nothing(visit,
 
 
 @needs_browser
-def test_controls_begin_as_the_model_wants_them(visit, tmp_path):
+def test_controls_start_with_the_defaults_of_the_model(visit, tmp_path):
     page = visit()
     assert page.page.get_by_label("number input for Quality").input_value() == "2"
     page.press("More")
@@ -395,7 +395,7 @@ def test_made_noisy_the_truth_is_at_hand(visit, tmp_path):
 
 
 @needs_browser
-def test_files_that_are_no_pictures_are_told_in_a_sentence(visit, server, tmp_path):
+def test_files_that_are_not_images_give_one_sentence(visit, server, tmp_path):
     page = visit()
     good = save_photograph(tmp_path / "good.png")
     (tmp_path / "text.jpg").write_text("not a picture")
@@ -654,7 +654,7 @@ def test_what_keeps_the_page_from_opening_is_told(server, model, tmp_path):
     assert code == 1 and f"port {port} of 127.0.0.1 is taken" in said
 
 
-def test_space_is_what_its_readme_says_to_upload(tmp_path):
+def test_space_runs_from_the_files_its_readme_names(tmp_path):
     """Its files and the package beside them, and nothing that is installed."""
     readme = (SPACE / "README.md").read_text("utf-8")
     assert "sdk: gradio" in readme and "app_file: app.py" in readme

@@ -402,7 +402,7 @@ def test_peak_memory_counts_what_is_held_for_a_moment():
         assert memory.mb < 5
 
 
-def test_denoiser_is_warmed_up_once_and_asked_once():
+def test_denoiser_is_warmed_up_once_and_run_once():
     calls = []
 
     def denoise(image, sigma):
@@ -518,7 +518,7 @@ def test_a_pair_without_noise_gains_nothing_and_leaves_valid_json(pairs, model, 
     assert np.isfinite(figures["gain"]) and "still" not in figures["worst_picture"]
 
 
-def test_known_noise_is_told_to_peers(pairs, tmp_path):
+def test_peers_get_the_known_noise_level(pairs, tmp_path):
     run("--data", f"mine:{pairs}@gaussian:20", "--model", "--compare", "wavelet", "--output_dir", tmp_path)
     methods = read_methods(tmp_path)
     assert list(methods) == ["noisy input", "wavelet, blind", "wavelet, true sigma", "wavelet, best sigma"]
@@ -701,7 +701,7 @@ def test_card_keeps_the_newest_figures_of_each_test_set_in_its_metadata_and_its_
     assert "Text blurs." in card.text and card.text.count("## Results") == 1
 
 
-def test_results_that_somebody_wrote_into_a_card_stay(pairs, model, tmp_path):
+def test_hand_written_results_in_a_card_are_kept(pairs, model, tmp_path):
     yaml = "model-index:\n- name: mine\n  results:\n  - task: {type: image-to-image}\n"
     yaml += "    dataset: {name: other, type: other}\n    metrics: [{type: psnr, value: 30.0}]\n"
     (model / "README.md").write_text(f"---\n{yaml}---\n\n## Results\n\n| phone | dB |\n| --- | --- |\n| mine | 31 |\n")

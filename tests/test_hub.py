@@ -22,7 +22,15 @@ from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
 
 
-MODULES = ["pipeline_real_denoise", "image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local"]
+MODULES = [
+    "pipeline_real_denoise",
+    "image_processor",
+    "memory",
+    "scheduling_interpolation",
+    "tiling",
+    "unet_local",
+    "walks",
+]
 CODE = [f"{module}.py" for module in [*MODULES, "hub/loading"]]
 
 # Every client begins with this: `run(pipe)` takes three steps on an image of several tiles.
@@ -357,7 +365,7 @@ def test_card_is_replaced_unless_somebody_edited_it(world, author):
     assert third.startswith(b"# Second, by hand")
     assert author[-1] == {
         "warnings": [
-            "The card of org/again says more than none would, so it stays as it is there.",
+            "The card of org/again has no replacement, so it stays as it is there.",
             "The card of org/again was written or changed on the Hub, so it stays as it is there.",
         ]
     }

@@ -32,7 +32,7 @@ def through_torch(pixels, quality, subsampling, offset=(0, 0)):
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 90, 98])
-def test_a_picture_comes_out_as_from_a_file(quality, subsampling):
+def test_an_image_comes_out_as_from_a_file(quality, subsampling):
     pixels = picture()
     file, ours = through_pillow(pixels, quality, subsampling), through_torch(pixels, quality, subsampling)
     # Integers rounded the other way move a coefficient by a step here and there, and a block with it.
@@ -54,7 +54,7 @@ def test_without_a_quality_only_the_resolution_of_the_colours_is_lost():
     assert np.abs((ours - pixels.astype(int)) @ luma).mean() < 0.5 < np.abs(ours - pixels.astype(int)).mean()
 
 
-def test_the_grid_of_blocks_begins_before_the_picture():
+def test_the_grid_of_blocks_begins_before_the_image():
     whole = picture(96, 96)
     # A part of a file that begins within a block, and ends with one: what lies beyond does not matter
     part = through_torch(whole, 30, 0)[21:80, 5:88]
@@ -63,7 +63,7 @@ def test_the_grid_of_blocks_begins_before_the_picture():
     assert not np.array_equal(part, through_torch(whole[21:80, 5:88], 30, 0))
 
 
-def test_every_picture_of_a_batch_has_its_own_quality():
+def test_every_image_of_a_batch_has_its_own_quality():
     batch = torch.from_numpy(picture()).permute(2, 0, 1).expand(3, -1, -1, -1) / 255
     quality = torch.tensor([95, 20, 60])
     together = jpeg_round_trip(batch, quality, 2)

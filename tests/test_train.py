@@ -151,7 +151,7 @@ def test_the_result_is_a_pipeline_of_the_averaged_weights(whole):
     assert pipe(torch.rand(1, 3, 20, 24), output_type="pt").images.shape == (1, 3, 20, 24)
 
 
-def test_checkpoints_up_to_the_limit_logs_and_pictures(whole):
+def test_checkpoints_up_to_the_limit_logs_and_images(whole):
     assert [path.name for path in find_checkpoints(whole)] == ["checkpoint-4", "checkpoint-6"]
     assert not list(whole.glob("*.partial"))
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
@@ -256,7 +256,7 @@ def test_every_option_together(data, tmp_path):
 
 
 @pytest.mark.parametrize("weighting", ["none", "noise"])
-def test_accumulating_two_batches_is_one_batch_of_twice_the_size_but_for_its_pictures(data, tmp_path, weighting):
+def test_accumulating_two_batches_equals_one_of_twice_the_size_except_for_its_images(data, tmp_path, weighting):
     """The gradient is the mean over both, and steps are counted by optimizer steps."""
     lines = run(data, tmp_path, gradient_accumulation_steps=2, max_train_steps=3, loss_weighting=weighting)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
@@ -415,7 +415,7 @@ def test_validates_on_several_sets_and_keeps_the_best_weights_by_all_their_pairs
     assert "6 of 6 steps" in (tmp_path / "out" / "best" / "README.md").read_text()
 
 
-def test_held_out_pictures_are_no_part_of_the_training(data, tmp_path):
+def test_held_out_images_are_not_trained_on(data, tmp_path):
     args = train.parse_args(arguments(data, tmp_path, validation_dir=None, noise_preset="gaussian"))
     (source,), sets = load_data(args)
     ((noisy, clean),) = sets["held_out"]
@@ -481,14 +481,15 @@ def test_curves_show_what_was_logged(whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept(kept):
     script = f"""
-import resource, torch
-from training.machine import keep_freed_memory
-if {kept}:
-    keep_freed_memory()
-for i in range(40):
-    if i == 20:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(10_000_000)  # 9,766 pages of 4 KiB
+import contextlib, resource, torch
+from gdd_diffusers.memory import keep_freed_memory
+with keep_freed_memory() if {kept} else contextlib.nullcontext():
+    with keep_freed_memory():
+        pass  # the pipeline does this in a validation
+    for i in range(40):
+        if i == 20:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10_000_000)  # 9,766 pages of 4 KiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, stdout=subprocess.PIPE, check=True).stdout
@@ -499,7 +500,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 # Stopping and going on
 
 
-def test_stopped_and_resumed_is_as_never_stopped(whole, data, tmp_path):
+def test_resumed_training_equals_uninterrupted_training(whole, data, tmp_path):
     run(data, tmp_path, max_train_minutes=0)  # one step
     assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-1"]
     assert RealDenoisePipeline.from_pretrained(tmp_path).config.pixel_unshuffle == 2
@@ -508,7 +509,7 @@ def test_stopped_and_resumed_is_as_never_stopped(whole, data, tmp_path):
     assert_same_training(whole, tmp_path, "checkpoint-6")
 
 
-def test_stopped_and_resumed_with_dropout_is_as_never_stopped(data, tmp_path):
+def test_resumed_training_with_dropout_equals_uninterrupted_training(data, tmp_path):
     (tmp_path / "dropout.json").write_text(json.dumps(CONFIG | {"_class_name": "UNet2DModel", "dropout": 0.5}))
     options = {"model_config": tmp_path / "dropout.json", "max_train_steps": 4}
     run(data, tmp_path / "whole", **options)
@@ -870,7 +871,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data
         run(data, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
 
 
-def test_one_unreadable_picture_is_named_and_left_out(data, tmp_path, caplog):
+def test_one_unreadable_image_is_named_and_left_out(data, tmp_path, caplog):
     shutil.copytree(data / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "3.png").write_bytes((data / "photos" / "3.png").read_bytes()[:300])
     lines = run(data, tmp_path / "out", clean_dir=tmp_path / "photos")

@@ -1,6 +1,5 @@
-"""The test sets that denoisers are measured on, as they are distributed, and the files that two benchmarks ask for."""
+"""Load test sets in the form in which they are distributed, and write the files that two benchmarks ask for."""
 
-import io
 import re
 import zlib
 from collections.abc import Callable, Iterable
@@ -11,10 +10,17 @@ import datasets
 import numpy as np
 import scipy.io
 import torch
-from PIL import Image
 
 from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
-from gdd_diffusers.data.layouts import UNREADABLE, decode, load_clean, load_hub_dataset, load_pairs, load_polyu
+from gdd_diffusers.data.layouts import (
+    UNREADABLE,
+    decode,
+    load_clean,
+    load_hub_dataset,
+    load_pairs,
+    load_polyu,
+    open_cell,
+)
 from gdd_diffusers.data.matlab_files import open_dnd, open_sidd_blocks
 from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
 
@@ -29,14 +35,13 @@ class ImageSet:
     Images to denoise, read one at a time.
 
     Args:
-        name (`str`): What tables call it.
-        names (`list[str]`): A unique name of each image that is valid as a file name.
-        load (`Callable[[int], tuple[np.ndarray, np.ndarray | None]]`): Returns the noisy image with that index and its
-            ground truth (`None` where the benchmark keeps it): [H, W, 3], uint8, or float32 in [0, 1] for DND.
-        min_side (`Callable[[int], int]`, *optional*): Reads how many pixels the shorter side of that image has, where
-            the test set does not fix it.
-        sigma (`float`, *optional*): The standard deviation of the noise in [0, 1], where it is known.
-        submission (`str`, *optional*): `"sidd"` or `"dnd"`, the format in which results are submitted.
+        name: What tables call it.
+        names: A unique name of each image that is valid as a file name.
+        load: Returns the noisy image with that index and its ground truth (`None` where the benchmark withholds it):
+            [H, W, 3], uint8, or float32 in [0, 1] for DND.
+        min_side: Reads how many pixels the shorter side of that image has, if the test set does not fix it.
+        sigma: The standard deviation of the noise in [0, 1], if it is known.
+        submission: `"sidd"` or `"dnd"`, the format in which results are submitted.
     """
 
     name: str
@@ -135,17 +140,11 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
     def load(i):
         return read(i, "noisy", decode) if "noisy" in columns else None, read(i, "clean", decode)
 
-    def min_side(i):
-        return read(i, "clean", lambda cell: min(_size(cell)))
+    def read_size(cell):
+        with open_cell(cell) as image:
+            return image.size
 
-    return ImageSet(name, names, load, min_side)
-
-
-def _size(cell: dict) -> tuple[int, int]:
-    if cell is None:
-        raise ValueError("the image is missing")
-    with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
-        return image.size
+    return ImageSet(name, names, load, lambda i: min(read(i, "clean", read_size)))
 
 
 def _load_hub(repo: str) -> datasets.Dataset:

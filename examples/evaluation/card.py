@@ -1,4 +1,4 @@
-"""The figures that evaluate.py has measured, for the card of a model."""
+"""Write the figures that evaluate.py has measured into the card of a model."""
 
 import math
 import re

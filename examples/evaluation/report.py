@@ -1,9 +1,9 @@
 """
-Tables, plots and sheets of crops, made of what `evaluate.py` has measured.
+Make tables, plots and sheets of crops from what `evaluate.py` has measured.
 
-The data, which is also what `results.json` holds, is a list with a dictionary for each test set: its `name`, the names
-of the measured `pictures`, `of` how many they were chosen, the `machine`, and the `methods`. Each of these is a
-dictionary of fields of [`Method`], and of either its `figures` or the `error` for which there are none.
+The data, also the content of `results.json`, is a list with a dictionary for each test set: its `name`, the names of
+the measured `pictures`, `of` how many they were chosen, the `machine`, and the `methods`. Each of these is a
+dictionary of fields of [`Method`] and of its `figures` or, if it failed, the `error`.
 """
 
 import math
@@ -154,9 +154,9 @@ def plot(data: list[dict], against: str, file: Path):
     for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
 
-    entries, peers = {}, {}  # what is the same in all panels: the legend, and the colors of peers
+    entries, peers = {}, {}  # shared by all panels: the legend, and the colors of peers
     for axes, (part, methods) in zip(all_axes, panels, strict=False):
-        # as text, since a line that far below would leave the others little room
+        # in the title, since a line that far below would squeeze the others together
         noisy = [f", noisy {m['figures']['psnr']:.2f} dB" for m in methods if m["name"] == NOISY_INPUT.name]
         axes.set_title(f"{part['name']}, {len(part['pictures'])} images" + "".join(noisy), fontsize="medium")
         axes.set(xlabel="steps" if against == "steps" else "seconds per megapixel (numbers: steps)", ylabel="PSNR, dB")

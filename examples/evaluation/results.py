@@ -1,4 +1,4 @@
-"""Measuring denoisers on an image, and storing what was measured so that a run can be stopped and resumed."""
+"""Measure denoisers on an image, and store the figures so that a run can be stopped and resumed."""
 
 import ctypes
 import functools
@@ -27,12 +27,12 @@ class Method:
     One row of the tables.
 
     Args:
-        name (`str`): What tables call it.
-        denoise (`Callable`): A function of an image, [H, W, 3] float32 in [0, 1], and of the noise level in [0, 1] if
-            `sigma` is set, that returns an image.
-        sigma (`"blind"`, `"true"` or `"best"`, *optional*): How the noise level is chosen.
-        dtype (`str`): What it computes in.
-        fingerprint (`str`): Of the weights and settings. A resumed run does not reuse the figures of others.
+        name: What tables call it.
+        denoise: Maps an image, [H, W, 3] float32 in [0, 1], to an image; takes the noise level in [0, 1] as well if
+            `sigma` is set.
+        sigma: How the noise level is chosen: `"blind"`, `"true"` or `"best"`.
+        dtype: What it computes in.
+        fingerprint: Of the weights and settings. A resumed run reuses the figures of the same fingerprint only.
         model, kind, rule, steps, variant: For models of this package: the folder or repo, the name without rule and
             steps, the step rule (`None` for one step, where all rules agree), the number of steps, and what
             distinguishes its rows.
@@ -90,8 +90,8 @@ def runner(noisy: np.ndarray, warm: set[Callable]) -> Callable[..., tuple[np.nda
     """
     Return a function that runs a denoiser, with the noise level if it needs one, on `noisy`, and measures its cost.
 
-    The last results are cached, so that a search for the best noise level runs none twice. Denoisers that are not in
-    `warm` run once untimed, and are added to it: many compile, or choose an algorithm, the first time.
+    The last results are cached, so that a search for the best noise level repeats none. Denoisers that are not in
+    `warm` run once untimed and are added to it, since many compile or choose an algorithm the first time.
     """
 
     @functools.lru_cache(maxsize=8)
@@ -146,7 +146,7 @@ def measure(
 
 class Results:
     """
-    What has been measured on one test set: a line of JSON for each method and image, and some of the results.
+    The figures of one test set, a line of JSON for each method and image, and some of the results as images.
 
     Every process appends to a file of its own. A line is valid for the same image, weights and machine only. `chosen`
     are the indices of the images to measure.
@@ -213,5 +213,5 @@ class Results:
 
 
 def slug(name: str) -> str:
-    """Make a file name of any name."""
+    """Turn any name into a file name."""
     return re.sub(r"[^\w.=-]+", "-", name).strip("-")

@@ -1,4 +1,4 @@
-"""The pipeline and the checkpoints that train.py saves."""
+"""Save the pipeline and the checkpoints of train.py, and load them."""
 
 import json
 import logging
@@ -11,10 +11,10 @@ from pathlib import Path
 
 logger = logging.getLogger("train")
 
-# Options that may change from run to run, and former ones whose values are part of the checkpoint
+# Options that may change from run to run, and former ones whose values the checkpoint contains
 NOT_COMPARED = {"command", "resume_from_checkpoint", "max_train_minutes", "hub_private_repo"}
 NOT_COMPARED |= {"adam_beta2", "adam_weight_decay", "ema_decay"}
-# What a checkpoint was trained with where its recipe.json does not say, and what is used now that there is no option
+# What older checkpoints were trained with if their recipe.json does not say, and what has no option any more
 DEFAULTS = {"optimizer": "adamw", "lr_scheduler": "cosine"}
 
 

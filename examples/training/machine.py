@@ -1,18 +1,12 @@
-"""What train.py needs of the machine: memory, and signals."""
+"""What train.py needs to know of the machine and its launch, and how it handles signals."""
 
-import ctypes
 import os
-import platform
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-
-# Parameters of mallopt(3)
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def check_launch(accelerator):
@@ -29,18 +23,6 @@ def check_launch(accelerator):
 def has_fast_bf16() -> bool:
     """Return whether the CPU has instructions for bf16: `avx512_bf16`, `amx_bf16` or those of Arm."""
     return any(value and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
-
-
-def keep_freed_memory():
-    """
-    Keep freed memory for the next tensors, as torch does on a GPU. glibc returns large blocks to the system, and
-    getting them back page by page takes 5% of a step. Does nothing with other C libraries.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, 200_000_000)  # requested beyond what is needed each time
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Images that show images: before and after, whole and enlarged."""
+"""Draw images side by side, whole and enlarged."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,22 +14,10 @@ def compare(
     Put images side by side, each with its name above and an enlarged crop below.
 
     Args:
-        images (`dict[str, PIL.Image.Image]`): Names and images of one size (`ValueError` otherwise).
-        width (`int`, defaults to 1600): Maximum width of the result in pixels. Small images are not enlarged.
-        zoom (`int`, defaults to 3): How many pixels wide one pixel of the crop is shown.
-        box (`tuple[int, int]`, *optional*): Left and top of the crop. By default, where the first and the last image
-            differ most.
-
-    Example:
-        ```py
-        >>> from PIL import Image
-        >>> from gdd_diffusers.comparison import compare
-
-        >>> before, after = Image.new("RGB", (300, 200), "grey"), Image.new("RGB", (300, 200), "white")
-        >>> compare({"noisy": before, "denoised": after}).size
-        (608, 434)
-
-        ```
+        images: Names and images of one size (`ValueError` otherwise).
+        width: Maximum width of the result in pixels. Small images are not enlarged.
+        zoom: By how much the crop is enlarged.
+        box: Left and top of the crop. By default, where the first and the last image differ most.
     """
     images = {name: image.convert("RGB") for name, image in images.items()}
     if len({image.size for image in images.values()}) != 1:

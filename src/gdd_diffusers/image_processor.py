@@ -1,4 +1,4 @@
-"""Images of any kind to tensors and back."""
+"""Convert images of any kind to tensors and back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,45 +15,13 @@ PIL_CONVERSIONS = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """
-    Convert an image to the layout and range of torch.
-
-    Args:
-        pixels (`np.ndarray` of shape `[..., H, W, C]`): uint8, uint16, or float in [0, 1]; returned as float32
-            `[..., C, H, W]` in [0, 1].
-
-    Example:
-        ```py
-        >>> import numpy as np
-        >>> from gdd_diffusers.image_processor import pixels_to_tensor
-
-        >>> pixels_to_tensor(np.full((2, 3, 1), 255, np.uint8)).shape
-        torch.Size([1, 2, 3])
-
-        ```
-    """
+    """Convert `[..., H, W, C]`, uint8, uint16 or float in [0, 1], to float32 `[..., C, H, W]` in [0, 1]."""
     white = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
     return torch.from_numpy(np.ascontiguousarray(pixels / np.float32(white), np.float32)).movedim(-1, -3)
 
 
 def tensor_to_pixels(image: torch.Tensor, dtype: type = np.uint8) -> np.ndarray:
-    """
-    Convert a tensor to an image of integers, clipped and rounded.
-
-    Args:
-        image (`torch.Tensor` of shape `[..., C, H, W]`): float in [0, 1]; returned as `[..., H, W, C]`.
-        dtype (`type`, defaults to `np.uint8`): `np.uint8` or `np.uint16`.
-
-    Example:
-        ```py
-        >>> import torch
-        >>> from gdd_diffusers.image_processor import tensor_to_pixels
-
-        >>> tensor_to_pixels(torch.ones(1, 2, 3)).max()
-        np.uint8(255)
-
-        ```
-    """
+    """Convert float `[..., C, H, W]` in [0, 1] to uint8 or uint16 `[..., H, W, C]`, clipped and rounded."""
     scaled = image.detach().float().clamp(0, 1).mul_(np.iinfo(dtype).max).round_()
     return scaled.movedim(-3, -1).cpu().numpy().astype(dtype, order="C")
 
@@ -148,6 +116,16 @@ def prepare_latents(images: list[torch.Tensor], channels: int, multiple: int) ->
     latents[:, :, :height, width:] = latents[:, :, :height, width - 1 : width]
     latents[:, :, height:] = latents[:, :, height - 1 : height]
     return latents
+
+
+def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the latents that a callback has returned, if any."""
+    if callback_outputs is None:
+        return latents
+    new = callback_outputs.get("latents", latents) if isinstance(callback_outputs, dict) else None
+    if not isinstance(new, torch.Tensor) or new.shape != latents.shape:
+        raise ValueError(f"`callback_on_step_end` must return `None` or `latents` of shape {tuple(latents.shape)}.")
+    return new.to("cpu", torch.float32)
 
 
 def postprocess(latent: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

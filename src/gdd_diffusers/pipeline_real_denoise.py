@@ -1,13 +1,10 @@
-"""The pipeline: walk from a noisy photograph to the clean image."""
+"""The pipeline, which walks from a noisy photograph to the clean image."""
 
 import copy
 import os
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,11 +14,12 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
 from .hub.loading import download_model, find_components
-from .image_processor import postprocess, prepare_latents, preprocess, to_output_type, white
+from .image_processor import postprocess, prepare_latents, preprocess, read_latents, to_output_type, white
 from .memory import keep_freed_memory
 from .scheduling_interpolation import InterpolationScheduler
 from .tiling import apply_in_bands_, apply_tiled_, count_tiles, plan_bands
 from .unet_local import LocalUNet2DModel  # noqa: F401 - a published repo needs it, and load_config refers to it
+from .walks import Walks
 
 
 BUNDLED = Path(__file__).parent / "pretrained" / "gdd-small"  # the weights that come with the package
@@ -88,8 +86,7 @@ class RealDenoisePipeline(DiffusionPipeline):
             )
         if tile_size is not None:
             self.enable_tiling(tile_size, tile_overlap)
-        self._walks: dict[int, Any] = {}  # of each thread, the walk in progress
-        self._last_walk = SimpleNamespace(num_timesteps=None, interrupt=False)
+        self._walks = Walks()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
@@ -175,41 +172,27 @@ class RealDenoisePipeline(DiffusionPipeline):
     @property
     def receptive_field(self) -> int | None:
         """Pixels that an output pixel depends on to each side, `None` for a network that sees the whole image."""
-        # by name: a pipeline loaded from a repo's own code has another copy of LocalUNet2DModel
+        # duck-typed: a pipeline loaded from a repo's own code has another copy of LocalUNet2DModel
         receptive_field = getattr(self.unet, "receptive_field", None)
         return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
     @property
     def _in_bands(self) -> bool:
-        # not where something wraps the call of the network, such as torch.compile or offloading
+        # not if something wraps the network's forward, such as torch.compile or offloading
         own_forward = getattr(self.unet.forward, "__func__", None) is UNet2DModel.forward
         return hasattr(self.unet, "forward_bands") and own_forward
 
-    @contextmanager
-    def _start_walk(self, num_timesteps: int):
-        # each thread has its own, so that calls from several threads are independent
-        thread, walk = threading.get_ident(), SimpleNamespace(num_timesteps=num_timesteps, interrupt=False)
-        outer = self._walks.get(thread)  # there is one if a callback calls the pipeline
-        self._walks[thread] = self._last_walk = walk
-        try:
-            yield walk
-        finally:
-            self._walks[thread] = outer
-
     @property
-    def num_timesteps(self) -> int:
-        return (self._walks.get(threading.get_ident()) or self._last_walk).num_timesteps
+    def num_timesteps(self) -> int | None:
+        return (self._walks.own or self._walks.last).num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        return (self._walks.get(threading.get_ident()) or self._last_walk).interrupt
+        return (self._walks.own or self._walks.last).interrupt
 
     @interrupt.setter
     def interrupt(self, value: bool):
-        own = self._walks.get(threading.get_ident())
-        for walk in [own] if own else list(self._walks.values()):  # set outside of a call, it is meant for all calls
-            if walk is not None:
-                walk.interrupt = value
+        self._walks.set_interrupt(value)
 
     _interrupt = interrupt  # what callbacks for diffusers' own pipelines set
 
@@ -293,7 +276,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         channels = self.unet.config.in_channels // factor**2
         outputs: list[torch.Tensor] = []
         progress_bar = self.progress_bar(total=num_tiles * num_timesteps)
-        with self._start_walk(num_timesteps) as walk, progress_bar as bar, keep_freed_memory():
+        with self._walks.start(num_timesteps) as walk, progress_bar as bar, keep_freed_memory():
 
             def fold(tiles):
                 bar.update(len(tiles))
@@ -353,16 +336,6 @@ class RealDenoisePipeline(DiffusionPipeline):
         if not return_dict:
             return (results,)
         return ImagePipelineOutput(images=results)
-
-
-def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Return the latents that a callback has returned, if any."""
-    if callback_outputs is None:
-        return latents
-    new = callback_outputs.get("latents", latents) if isinstance(callback_outputs, dict) else None
-    if not isinstance(new, torch.Tensor) or new.shape != latents.shape:
-        raise ValueError(f"`callback_on_step_end` must return `None` or `latents` of shape {tuple(latents.shape)}.")
-    return new.to("cpu", torch.float32)
 
 
 def check_components(unet: Any, scheduler: Any):

@@ -1,4 +1,4 @@
-"""A run of `gdd denoise`: one image after another, each by one run only."""
+"""Run `gdd denoise`: one image after another, leaving out those that another run is working on."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from .planning import Batch
 
 
 class TakenByAnotherRun(Exception):
-    """Another run makes, or has just made, the same result."""
+    """Another run is making, or has just made, the same result."""
 
 
 def run(batch: Batch, pipe, quiet: bool, **options) -> None:
@@ -41,7 +41,7 @@ def run(batch: Batch, pipe, quiet: bool, **options) -> None:
                     image = denoise_file(pipe, path, target, format=batch.format, **options)
                 except TakenByAnotherRun:
                     batch.num_taken += 1
-                except Exception as error:  # whatever it is, the others can still be denoised
+                except Exception as error:  # of any kind: the other images can still be denoised
                     batch.failed[path] = first_line(error)
                 else:
                     batch.done.append(path)
@@ -85,7 +85,7 @@ def denoise_file(
         denoised = denoise_pixels(pipe, image.pixels, **kwargs)
         try:
             write_image(target, denoised, like=image, format=format, quality=quality, overwrite=overwrite)
-        except FileExistsError:  # made meanwhile by a run on another machine
+        except FileExistsError:  # a run on another machine was faster
             raise TakenByAnotherRun from None
     if sheet:
         before, after = (Image.fromarray(for_display(pixels)) for pixels in (image.pixels, denoised))
@@ -97,7 +97,7 @@ def denoise_file(
 @contextmanager
 def claim(target: Path):
     """
-    Keep other runs on this machine from making the same result meanwhile.
+    Keep other runs on this machine from making the same result.
 
     Raises:
         [`TakenByAnotherRun`]: If one is making it.
@@ -109,7 +109,7 @@ def claim(target: Path):
         lock.acquire()
     except Timeout:
         raise TakenByAnotherRun from None
-    except OSError:  # there can be no lock: another user's run holds it, or the disk is full
+    except OSError:  # no lock can be had: it is another user's, or the disk is full
         yield
         return
     try:

@@ -44,7 +44,7 @@ def fail(message: str | Exception, code: int = 1) -> typer.Exit:
 
 @contextmanager
 def exit_on_errors(*failures: type[Exception]):
-    """End the command with one sentence and code 1 for what failed, or code 2 for wrong usage, a ValueError."""
+    """Turn errors into one sentence and exit code 1, or 2 for a `ValueError`, which means wrong usage."""
     expected: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         yield
@@ -187,7 +187,7 @@ def simulate(
     outputs = [path for path in (output, clean_output) if path]
     with exit_on_errors(ValueError):
         pixels = read_image(clean, max_pixels or MAX_PIXELS).pixels
-        for path in outputs:  # before the first is written, so that there is no half a pair; neither has transparency
+        for path in outputs:  # both before either is written, so as not to leave half a pair; neither has alpha
             check_output(path, pixels[..., :1], overwrite=overwrite)
         try:
             recorded, noisy = simulate_pixels(pixels, preset, iso, seed)
@@ -215,7 +215,7 @@ def publish(
     from .. import hub
 
     with exit_on_errors(RuntimeError, ValueError):
-        load_card(load_model(str(folder), "cpu", "float32"))  # which say what is wrong with the model or its card
+        load_card(load_model(str(folder), "cpu", "float32"))  # raises if the model or its card is broken
         if not dry_run:
             commit = hub.publish(folder, repo, private=private or None, overwrite_card=overwrite_card)
             typer.echo(commit.commit_url)

@@ -17,19 +17,10 @@ def first_line(error: BaseException) -> str:
 
 def choose_device(device: str = "auto", dtype: str = "auto"):
     """
-    Choose what to compute with; `auto` is the fastest device, and the fastest dtype that is accurate on it.
+    Return a torch device and dtype; `auto` is the fastest device, and the fastest dtype that is accurate on it.
 
     Raises:
         `ValueError`: If the machine has no such device.
-
-    Example:
-        ```py
-        >>> from gdd_diffusers.app.denoising import choose_device
-
-        >>> choose_device("cpu", "float32")
-        (device(type='cpu'), torch.float32)
-
-        ```
     """
     import torch
 
@@ -53,11 +44,7 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
     """
     Load a pipeline, without log messages or progress bars.
 
-    Args:
-        model (`str`, *optional*): A folder, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub. Defaults to the bundled
-            weights.
-        device, dtype (`str`, defaults to `"auto"`): See [`choose_device`].
-        hub_only (`bool`, defaults to `False`): Whether to look for `model` on the Hub only.
+    `model` is a folder, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub; the bundled weights if not given.
 
     Raises:
         `OSError`: If the model cannot be found or loaded, in one sentence.
@@ -86,12 +73,7 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
 
 
 def configure(pipe, steps: int | None = None, rule: str | None = None, tile_size: int | None = None):
-    """
-    Change the step rule and the tile size where they are given.
-
-    Raises:
-        `ValueError`: If the model cannot take that many `steps`, or tiles that small.
-    """
+    """Set the step rule and the tile size if given; a `ValueError` if these, or `steps`, are impossible."""
     max_steps = pipe.scheduler.config.num_train_timesteps
     if steps and steps > max_steps:
         raise ValueError(f"steps must be at most {max_steps} for this model, not {steps}.")
@@ -119,13 +101,7 @@ def show_progress(pipe, show):
 
 
 def denoise_pixels(pipe, pixels, **kwargs):
-    """
-    Denoise the pixels of a file.
-
-    Args:
-        pixels (`np.ndarray` of shape `[H, W, C]`): uint8 or uint16, as the result.
-        **kwargs: Passed to the pipeline.
-    """
+    """Denoise pixels [H, W, C], uint8 or uint16, to pixels of the same kind; `kwargs` are passed to the pipeline."""
     import numpy as np
 
     from ..image_processor import tensor_to_pixels
@@ -139,13 +115,10 @@ def denoise_pixels(pipe, pixels, **kwargs):
 
 def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     """
-    Simulate a camera that photographs a clean image.
-
-    Returns:
-        The recorded image without noise, and with noise, both uint8 `[H, W, 3]`.
+    Return what a camera would record of a clean image without noise and with it, both uint8 [H, W, 3].
 
     Raises:
-        `ValueError`: If the camera cannot take the image.
+        `ValueError`: If the image has no colour or is too small.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The plan of a run of `gdd denoise`: which images it denoises, where each result goes, and what is left out."""
+"""Plan a run of `gdd denoise`: which images to denoise, where the results go, and what is left out."""
 
 import os
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ LEFT_OUT = [
 
 @dataclass
 class Batch:
-    """The images of one run, and what became of them."""
+    """The images of a run and what happened to them."""
 
     outputs: dict[Path, Path] = field(default_factory=dict)  # input: where its result goes
     failed: dict[Path, str] = field(default_factory=dict)  # input: the reason
-    jobs: dict[Path, Path] = field(default_factory=dict)  # the outputs that are to be made
+    jobs: dict[Path, Path] = field(default_factory=dict)  # the outputs that are still to be made
     format: str | None = None  # of all outputs; each input's own if None
     notes: list[str] = field(default_factory=list)  # on what was left out or changed
     num_skipped: int = 0
@@ -157,7 +157,7 @@ def _assign_outputs(
     if format:
         targets = {path: target.with_suffix(f".{format}") for path, target in targets.items()}
     if output is None:
-        # a glob of the shell also names the results of an earlier run
+        # the shell's globs also match the results of an earlier run
         results = set(targets.values())
         targets = {path: target for path, target in targets.items() if path not in results}
 

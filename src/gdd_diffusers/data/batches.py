@@ -26,8 +26,7 @@ class PairedImages:
 
     A row that cannot be read is skipped with a warning.
 
-    Args:
-        dataset (`datasets.Dataset`): With an image column `clean`, and `noisy` for real pairs.
+    `dataset` has an image column `clean`, and `noisy` for real pairs.
 
     Raises:
         ValueError: If more than 1% of the rows, and more than one, cannot be read, or the sizes of a pair differ.
@@ -107,7 +106,7 @@ class StreamedImages(PairedImages):
         """
         Yield every row once, from eight files at a time, through a buffer.
 
-        `IterableDataset.shuffle` does the same, but in a worker process its order is another one.
+        `IterableDataset.shuffle` does the same, but its order in a worker process is a different one.
         """
         rng = np.random.default_rng([self.seed, epoch])
         num_files = self.dataset.num_shards
@@ -164,16 +163,14 @@ class TrainingBatches(torch.utils.data.Dataset):
     the timesteps) and `files`, the names of the images.
 
     Args:
-        sources (`list[Source]`): Datasets to draw from, each row of a dataset as often as the next.
-        batch_size (`int`): Images per process and batch at the first crop size of the schedule.
-        crop_schedule (`list[tuple[int, float]]`): Crop sizes in pixels and the share of the training that each is used
-            up to, such as `[(96, 0.5), (128, 1.0)]`. Larger crops make smaller batches of about as many pixels.
-        num_batches (`int`): Length of the training.
-        seed (`int`, defaults to 0): Seed of everything random.
-        process_index (`int`, defaults to 0), num_processes (`int`, defaults to 1): This process among how many.
-        device (`torch.device`, *optional*): The device that trains, if it is to simulate the noise: pass each item to
-            [`~.simulate`]. A GPU takes the whole batch at once, so that the noise also depends on the batch size. By
-            default, and on devices other than CPU and CUDA, items come complete, made on the CPU.
+        sources: Datasets to draw from, each row of a dataset as often as the next.
+        batch_size: Images per process and batch at the first crop size of the schedule.
+        crop_schedule: Crop sizes in pixels and the share of the training that each is used up to, such as
+            `[(96, 0.5), (128, 1.0)]`. Larger crops make smaller batches of about as many pixels.
+        num_batches: Length of the training.
+        device: The device that trains, if it is to simulate the noise: pass each item to [`~.simulate`]. A GPU takes
+            the whole batch at once, so that the noise also depends on the batch size. By default, and on devices other
+            than CPU and CUDA, items come complete, made on the CPU.
 
     Raises:
         ValueError: If an image is smaller than the largest crop, or clean images have no simulator.
@@ -205,7 +202,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_processes: int = 1,
         device: torch.device | str | None = None,
     ):
-        # The simulator needs operations that not every torch has on the GPUs of Macs.
+        # The simulator needs operations that some versions of torch lack on Apple's GPUs.
         requested = torch.device(device or "cpu")
         self.simulates_later = device is not None and requested.type in ("cpu", "cuda")
         self.device = requested if self.simulates_later else torch.device("cpu")

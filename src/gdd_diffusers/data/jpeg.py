@@ -1,4 +1,4 @@
-"""The losses of JPEG compression in torch: for whole batches, on any device, without encoding files."""
+"""Simulate the losses of JPEG compression: for whole batches, on any device, without encoding files."""
 
 import torch
 import torch.nn.functional as F
@@ -35,24 +35,10 @@ def jpeg_round_trip(
     Save images as JPEG files and read them again, as libjpeg does, to within the rounding of its integers.
 
     Args:
-        images (`torch.Tensor`): sRGB, float, [B, 3, H, W] in [0, 1]; rounded to 8 bits before they are saved.
-        quality (`torch.Tensor`, *optional*): From 1 to 100, [B]; without it, only the colours' resolution is lost.
-        subsampling (`int`): 0, 1 or 2 for 4:4:4, 4:2:2 or 4:2:0, as Pillow counts.
-        offset (`tuple[int, int]`): Rows and columns, below 16, from the start of a block to the first pixel.
-
-    Returns:
-        `torch.Tensor`: of the same shape, whole multiples of 1/255 in [0, 1].
-
-    Example:
-
-    ```py
-    >>> import torch
-    >>> from gdd_diffusers.data.jpeg import jpeg_round_trip
-
-    >>> jpeg_round_trip(torch.rand(2, 3, 40, 56), quality=torch.tensor([95, 30]), subsampling=2).shape
-    torch.Size([2, 3, 40, 56])
-
-    ```
+        images: sRGB, float, [B, 3, H, W] in [0, 1]; rounded to 8 bits before and after.
+        quality: From 1 to 100, [B]; without it, only the colours' resolution is lost.
+        subsampling: 0, 1 or 2 for 4:4:4, 4:2:2 or 4:2:0, as Pillow counts.
+        offset: Rows and columns, below 16, from the start of a block to the first pixel.
     """
     height, width = images.shape[2:]
     top, left = offset

@@ -6,7 +6,7 @@ of one scene are never split between training and validation. A dataset of clean
 simulator such as `CameraNoise` adds the noise during training.
 
 Every loader raises a `FileNotFoundError` if the folder does not exist or holds no image, and a `ValueError` if an
-image has no partner or one of another size, or a name that is not UTF-8.
+image has no partner, or its partner another size, or if its name is not UTF-8.
 """
 
 import hashlib
@@ -51,26 +51,7 @@ def load_clean(folder: str | Path) -> datasets.Dataset:
 
 
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
-    """
-    Load pairs from two folders with the same file names; suffixes may differ. Each subfolder is a scene.
-
-    Example:
-
-    ```py
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> from gdd_diffusers.data.layouts import load_pairs
-
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> for name in ("noisy", "clean"):
-    ...     (folder / name).mkdir()
-    ...     Image.new("RGB", (8, 6)).save(folder / name / "1.png")
-    >>> dataset = load_pairs(folder / "noisy", folder / "clean")
-    >>> dataset.column_names, dataset[0]["noisy"].size
-    (['noisy', 'clean', 'scene'], (8, 6))
-
-    ```
-    """
+    """Load pairs from two folders with the same file names; suffixes may differ. Each subfolder is a scene."""
     noisy, clean = _files_by_name(noisy_dir), _files_by_name(clean_dir)
     for name in sorted(noisy.keys() ^ clean.keys()):
         present, missing = (noisy, clean_dir) if name in noisy else (clean, noisy_dir)
@@ -96,10 +77,10 @@ def load_marked_pairs(
     Load pairs from one folder whose names differ in one mark, such as `a/1_noisy.png` and `a/1_clean.png`.
 
     Args:
-        folder (`str` or `Path`): Searched with its subfolders. Images without a mark are ignored.
-        noisy_mark (`str`): Part of the name of every noisy image, such as `"_noisy"`.
-        clean_mark (`str`): Its replacement in the partner's name, such as `"_clean"` or `""`.
-        scene_of (`Callable`, *optional*): Maps a noisy path to its scene; by default each pair is a scene of its own.
+        folder: Searched with its subfolders. Images without a mark are ignored.
+        noisy_mark: Part of the name of every noisy image, such as `"_noisy"`.
+        clean_mark: Its replacement in the partner's name, such as `"_clean"` or `""`.
+        scene_of: Maps a noisy path to its scene; by default each pair is a scene of its own.
     """
     files = find_images(folder)
     noisy = [path for path in files if noisy_mark in path.name]
@@ -194,12 +175,7 @@ def load_hub_dataset(
     """
     Load a dataset from the Hub or a folder, such as `examples/prepare_data.py` writes.
 
-    Args:
-        name (`str`): Repo id or folder.
-        split (`str`, defaults to `"train"`): Name of the split.
-        noisy_column (`str`, defaults to `"noisy"`): Image column of the noisy images; `"noisy"` may be missing.
-        clean_column (`str`, defaults to `"clean"`): Image column of the clean images.
-        streaming (`bool`, defaults to `False`): Whether to read the rows in order without storing them.
+    The column of noisy images may be missing if it is the default. `streaming` reads the rows without storing them.
 
     Raises:
         ValueError: If a column is missing or holds no images.
@@ -225,10 +201,8 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     """
     Split a dataset into (training, held out) so that no scene is in both; a row without `scene` is its own scene.
 
-    The name of a scene alone decides, so that it stays on its side when scenes are added or in another dataset.
-
-    Args:
-        share (`float`, defaults to 0.05): Approximate share of the scenes to hold out; at least one, never all.
+    Holds out about `share` of the scenes; at least one, never all. Only the name of a scene decides, so that it stays
+    on its side when scenes are added, and in other datasets.
 
     Raises:
         ValueError: If there is only one scene.
@@ -270,7 +244,7 @@ def _features(columns: Iterable[str]) -> datasets.Features:
 def image_size(cell: dict | None) -> tuple[int, int] | None:
     """Return width and height of a cell as displayed, from its header alone; `None` if it cannot be read."""
     try:
-        with _open(cell) as image:
+        with open_cell(cell) as image:
             turned = image.getexif().get(0x0112, 1) > 4
             return image.size[::-1] if turned else image.size
     except UNREADABLE:
@@ -283,7 +257,7 @@ def decode(cell: dict | None) -> np.ndarray:
 
     Raises one of `UNREADABLE` if the file is broken or its white level is unknown.
     """
-    with _open(cell) as file:
+    with open_cell(cell) as file:
         image = ImageOps.exif_transpose(file)
         if file.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits instead of scaling them
             image = Image.fromarray(_to_8_bits(np.asarray(image), file))
@@ -305,7 +279,8 @@ def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
     return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is zero
 
 
-def _open(cell: dict | None) -> Image.Image:
+def open_cell(cell: dict | None) -> Image.Image:
+    """Open a cell of an image column that was cast to `decode=False`, without decoding its pixels."""
     if cell is None:
         raise ValueError("the image is missing")
     return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))

@@ -14,13 +14,8 @@ def open_sidd_blocks(folder: str | Path, *keys: str) -> tuple[list[str], Callabl
     """
     Read SIDD blocks into memory from MATLAB files named after their array (Abdelhamed et al., CVPR 2018).
 
-    Args:
-        folder (`str` or `Path`): Folder of the files.
-        keys (`str`): Names of arrays whose blocks belong together, such as `"ValidationNoisyBlocksSrgb"`.
-
-    Returns:
-        `tuple[list[str], Callable]`: The names of the blocks, such as `"0039_31"`, and a function from the number of a
-            block to its image in each file, uint8 `[H, W, 3]`.
+    `keys` name the arrays whose blocks belong together, such as `"ValidationNoisyBlocksSrgb"`. Returns the names of
+    the blocks, such as `"0039_31"`, and a function from a block's index to its image in each file, uint8 `[H, W, 3]`.
     """
     arrays = []
     for key in keys:
@@ -44,9 +39,8 @@ def open_dnd(folder: str | Path) -> tuple[list[str], Callable[[int], np.ndarray]
     """
     Open the noisy crops of DND in sRGB: `info.mat` and `images_srgb/` (Plötz and Roth, CVPR 2017).
 
-    Returns:
-        `tuple[list[str], Callable]`: The names of the crops, such as `"0050_20"`, and a function that reads the crop
-            of a number, float32 `[H, W, 3]` in [0, 1].
+    Returns the names of the crops, such as `"0050_20"`, and a function that reads the crop of an index, float32
+    `[H, W, 3]` in [0, 1].
     """
     folder = Path(folder)
     references = _open_mat(folder / "info.mat", "info/boundingboxes")
@@ -66,7 +60,7 @@ def open_dnd(folder: str | Path) -> tuple[list[str], Callable[[int], np.ndarray]
 
 
 def _open_mat(path: Path, key: str):
-    """Return an array of a MATLAB file, or of a file of MATLAB 7.3, which is HDF5, the `h5py.Dataset`."""
+    """Return an array of a MATLAB file, or an `h5py.Dataset` if it was written by MATLAB 7.3, as HDF5."""
     try:
         import h5py
         import scipy.io

@@ -1,4 +1,4 @@
-"""Read and write image files so that nothing in them is lost but the noise."""
+"""Read and write image files without losing anything but the noise."""
 
 from .image_file import (
     FORMATS,

@@ -1,8 +1,8 @@
 """
-The bytes of image files themselves, for what libvips leaves out.
+Read and write what libvips leaves out of image files.
 
-That is how a file was compressed; EXIF, which libvips rewrites without maker notes, and in a TIFF not at all; IPTC,
-which it cuts in a TIFF and does not wrap for a JPEG; long XMP in a JPEG; and text in a PNG that is not ASCII.
+That is how a file was compressed; EXIF, which libvips rewrites without maker notes, and not at all in a TIFF; IPTC,
+which it cuts off in a TIFF and does not wrap for a JPEG; long XMP in a JPEG; and text in a PNG that is not ASCII.
 """
 
 import mmap
@@ -32,9 +32,9 @@ from .libvips import with_fields
 
 
 MAX_XMP_IN_JPEG = 65_502
-_MAX_HEADER = 2**26  # of a JPEG: extended XMP alone may have megabytes
-_MAX_CHUNK = 8_000_000  # of a PNG, as libpng has it for all but pixels
-_MAX_SEGMENT = 65_500  # of a JPEG, for EXIF and Photoshop; some cameras' notes alone fill it
+_MAX_HEADER = 2**26  # of a JPEG: extended XMP alone may take megabytes
+_MAX_CHUNK = 8_000_000  # of a PNG, libpng's limit for everything but pixels
+_MAX_SEGMENT = 65_500  # of a JPEG, for EXIF and Photoshop; some cameras' maker notes alone fill it
 _APP0, _APP1, _APP13, _APP14, _DQT, _SOS, _END = 0xE0, 0xE1, 0xED, 0xEE, 0xDB, 0xDA, b"\xff\xd9"
 _GAIN_MAP = ["max-content-boost", "min-content-boost", "gamma", "offset-sdr", "offset-hdr", "hdr-capacity-min"]
 _GAIN_MAP = [f"gainmap-{name}" for name in ("data", *_GAIN_MAP, "hdr-capacity-max", "use-base-cg", "scale-factor")]
@@ -47,7 +47,7 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile) -> None:
     """
     Fill in `exif`, `saving` and `verbatim`; make XMP and the gain map agree that the image is upright.
 
-    Of a JPEG, all that Photoshop wrote is kept as one block, IPTC in it; of a TIFF, IPTC is kept apart from it.
+    In a JPEG, everything that Photoshop wrote is one block that includes IPTC; in a TIFF, IPTC is kept apart.
     """
     blocks, has_profile = {}, False
     if image.format == "tiff":
@@ -96,7 +96,7 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile) -> None:
     if "xmp-data" in image.metadata:
         xmp = re.sub(rb"""(tiff:Orientation(?:=["']|>))[2-8]""", rb"\g<1>1", image.metadata["xmp-data"])
         if "gainmap-data" in image.metadata:
-            # the directory says where the gain map was; libvips writes where it comes to lie, outside of XMP
+            # the directory says where the gain map was; libvips writes its new place outside of XMP
             xmp = re.sub(rb"<Container:Directory>.*?</Container:Directory>", b"", xmp, flags=re.DOTALL)
         image.metadata["xmp-data"] = xmp
 
@@ -120,7 +120,7 @@ def _gain_map(path: Path, source: pyvips.Image, notes: list[str]) -> dict:
 
 
 def repair_jpeg(data: bytes) -> bytes:
-    """Mend all that libjpeg warns of before and behind the pixels, so that any further warning means lost pixels."""
+    """Repair what libjpeg warns of before and after the pixels, so that any other warning means lost pixels."""
     segments, start = _jpeg_header(data)
     frame = next((content for marker, content in segments if marker in (0xC0, 0xC1)), b"")
     repaired, in_one_scan = bytearray(b"\xff\xd8"), False
@@ -128,14 +128,14 @@ def repair_jpeg(data: bytes) -> bytes:
         if marker == _APP0 and content.startswith(b"JFIF\0"):
             content = content[:5] + b"\x01\x02" + content[7:]
         if marker == _APP14 and content.startswith(b"Adobe") and content[11:12] not in (b"\0", b"\1", b"\2"):
-            # libjpeg assumes YCbCr or YCCK where it does not know
+            # libjpeg assumes YCbCr or YCCK for unknown values
             content = content[:11] + (b"\2" if frame[5:6] == b"\4" else b"\1")
         if marker == _SOS and frame:
             # a scan that is not progressive holds all 64 coefficients in full
             content = content[:-3] + b"\x00\x3f\x00"
             in_one_scan = content[:1] == frame[5:6]
         repaired += _segment(marker, content)
-    # of several scans nobody could tell whether the last ones are missing
+    # with several scans there is no telling whether the last ones are missing
     return bytes(repaired) + data[start:] + (_END if in_one_scan and data.find(_END, start) < 0 else b"")
 
 
@@ -156,7 +156,7 @@ def complete_container(path: Path, image: pyvips.Image, like: ImageFile, format:
         if 0 < len(exif) <= _MAX_SEGMENT:
             segments += _segment(_APP1, b"Exif\0\0" + exif)
             if data[6:10] == b"Exif":
-                # beside a gain map libvips writes EXIF although it is asked not to
+                # with a gain map, libvips writes EXIF although it is asked not to
                 start += 2 + int.from_bytes(data[4:6], "big")
         if xmp:
             segments += _segment(_APP1, _XMP + xmp)
@@ -175,7 +175,7 @@ def complete_container(path: Path, image: pyvips.Image, like: ImageFile, format:
         chunks += verbatim
         if chunks:
             data = path.read_bytes()
-            # behind the signature and the header, which are 33 bytes
+            # after the signature and the header, which are 33 bytes
             path.write_bytes(data[:33] + chunks + data[33:])
     elif format == "tiff":
         tags = without_pixel_tags(read_tags(exif)[0])
@@ -192,7 +192,7 @@ def complete_container(path: Path, image: pyvips.Image, like: ImageFile, format:
 
 
 def png_chunks(path: Path, kinds: Container[bytes], notes: list[str] | None = None) -> list[bytes]:
-    """Return the sound chunks of these kinds in a PNG file: length, kind, content and checksum of each."""
+    """Return the undamaged chunks of these kinds in a PNG file, each with its length, kind and checksum."""
     found = []
     with open(path, "rb") as file:
         file.seek(8)
@@ -218,7 +218,7 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _jpeg_header(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
-    """Return (marker, content) of the segments up to that of the first scan, and where its pixels begin."""
+    """Return (marker, content) of the segments up to the header of the first scan, and the offset of its pixels."""
     segments, at = [], 2
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
         marker = data[at + 1]
@@ -238,7 +238,7 @@ def _segment(marker: int, content: bytes) -> bytes:
 
 
 def _jpeg_quality(tables: bytes) -> int:
-    """Quality above 50 by libjpeg's scale: (2 - q / 50) times the luminance table of ITU-T T.81, K.1 (sum 3685)."""
+    """Return the quality on libjpeg's scale: above 50, (2 - q / 50) times the table K.1 of ITU-T T.81 (sum 3685)."""
     total, at = 0, 0
     while at < len(tables):
         precision, number = divmod(tables[at], 16)
@@ -253,7 +253,7 @@ def _photoshop_resources(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """Split a Photoshop block (Adobe Photoshop File Formats) into [(kind, whole resource, its content)]."""
     resources, at = [], 0
     while at + 12 <= len(data):
-        # behind signature and kind: a name with its length before it, padded to even, and the length of the content
+        # after signature and kind: the length of a name, the name, padded to even, and the length of the content
         start = at + 6 + (data[at + 6] // 2 + 1) * 2 + 4
         size = int.from_bytes(data[start - 4 : start], "big")
         end = start + size + size % 2

@@ -1,4 +1,4 @@
-"""EXIF blocks and TIFF files: directories of tags (TIFF 6.0, BigTIFF, EXIF 2.3)."""
+"""Read and write the tags of EXIF blocks and TIFF files (TIFF 6.0, BigTIFF, EXIF 2.3)."""
 
 import struct
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
 # bytes per number of the types 0 to 18
 _UNITS = (0, 1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4, 0, 0, 8, 8, 8)
 _RATIONALS = (5, 10)
-# how a file begins: the byte order, and as struct's letters the number of entries and all counts and offsets
+# first bytes of a file: byte order, and struct's letters for the number of entries and for counts and offsets
 _LAYOUTS = {
     b"II*\0": ("<", "H", "I"),
     b"MM\0*": (">", "H", "I"),
     b"II+\0": ("<", "Q", "Q"),
     b"MM\0+": (">", "Q", "Q"),
 }
-# how the pixels of a TIFF lie, and what is kept elsewhere: XMP, IPTC, Photoshop, ICC
+# the layout of the pixels, and what is kept elsewhere: XMP, IPTC, Photoshop, ICC
 _PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 301, *range(317, 348), *range(512, 533)}
 _PIXEL_TAGS |= {700, IPTC, 34377, 34675, 37724}
 
@@ -30,10 +30,9 @@ def read_tags(data: bytes | mmap) -> tuple[dict, bool]:
     """
     Read the tags of the first image.
 
-    Returns:
-        `tuple[dict, bool]`: {tag: (type, count, value)}, empty if `data` is no TIFF; and whether tags were left out
-        because they are damaged, repeat one before, or share their bytes as in files that are made to fill the memory.
-        A value is little-endian bytes, or for EXIF, GPS and interoperability a dictionary again.
+    Returns {tag: (type, count, value)}, empty if `data` is no TIFF; and whether tags were left out because they are
+    damaged, repeat an earlier one, or share bytes, as in files made to fill the memory. A value is little-endian
+    bytes, or for EXIF, GPS and interoperability a dictionary again.
     """
     budget = _Budget(len(data))
     try:
@@ -45,13 +44,13 @@ def read_tags(data: bytes | mmap) -> tuple[dict, bool]:
 
 
 def with_pixel_tags_only(data: bytes) -> bytes:
-    """Return a TIFF file whose directory says where and how the pixels lie, and nothing else that could be wrong."""
+    """Return a TIFF file with the tags that locate and describe the pixels, but no others that could be wrong."""
     order, counter, word = layout = _LAYOUTS[data[:4]]
     start, step = _first_directory(data, layout), 4 + 2 * struct.calcsize("<" + word)
     (count,) = struct.unpack_from(order + counter, data, start)
     start += struct.calcsize("<" + counter)
     entries = (data[at : at + step] for at in range(start, min(start + step * count, len(data)), step))
-    # of entries that repeat each other the first counts, which comes last here
+    # of repeated entries the first one counts, so it comes last here
     entries = {struct.unpack(order + "H", entry[:2]): entry for entry in reversed(list(entries))}
     kept = [entry for (tag,), entry in sorted(entries.items()) if tag in _PIXEL_TAGS]
     padding = bytes(len(data) % 2)
@@ -69,7 +68,7 @@ def pack_exif(tags: dict) -> bytes:
 
 
 def append_tags(data: bytes | mmap, tags: dict) -> tuple[bytes, bytes]:
-    """Add tags to those of a little-endian TIFF file: return its new first bytes, and what goes behind its last."""
+    """Add tags to a little-endian TIFF file: return its new first bytes, and what to append."""
     layout = _LAYOUTS[data[:4]]
     padding = len(data) % 2
     start = len(data) + padding
@@ -97,14 +96,14 @@ def upright_exif(exif: bytes) -> bytes:
 
 @dataclass
 class _Budget:
-    """No sound file needs more bytes for all its values than it has."""
+    """The bytes that values may still take; those of a sound file are no more than the file."""
 
     left: int
     incomplete: bool = False
 
 
 def _first_directory(data: bytes | mmap, layout: tuple[str, str, str]) -> int:
-    # its offset lies at 4 in a TIFF and at 8 in a BigTIFF, as many bytes as it takes
+    # its offset is at 4 in a TIFF and at 8 in a BigTIFF, which is also its size
     word = layout[0] + layout[2]
     return struct.unpack_from(word, data, struct.calcsize(word))[0]
 
@@ -143,7 +142,7 @@ def _read_directory(
 
 
 def _pack_directory(tags: dict, at: int, layout: tuple[str, str, str]) -> bytes:
-    """A little-endian directory for offset `at`, with its values behind it."""
+    """Return a little-endian directory for offset `at`, followed by its values."""
     _, counter, word = layout
     width = struct.calcsize("<" + word)
     entries, values = bytearray(struct.pack("<" + counter, len(tags))), bytearray()

@@ -1,4 +1,4 @@
-"""The formats of image files, which files are images, and what is kept of one."""
+"""Formats of image files, how to find them, and what is kept of one."""
 
 import glob
 import os
@@ -36,7 +36,7 @@ class ImageFile:
         cmyk: Whether the file was CMYK; `pixels`, and what is written, are sRGB.
         saving: How the file was compressed, as options of libvips' saver.
         verbatim: Bytes that only the same format can hold: the text of a PNG, the extended XMP of a JPEG.
-        notes: What was wrong with the file and left out or ignored, for the user: "its ... was left out".
+        notes: What was wrong with the file and left out or ignored, to tell the user.
     """
 
     pixels: np.ndarray
@@ -60,15 +60,10 @@ def printable(name: str | Path) -> str:
 
 def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[Path]:
     """
-    List the images that files, folders and globs stand for.
+    List the images in files, folders and globs, sorted, each once; `recursive` includes subfolders.
 
-    Args:
-        inputs: A file counts whatever its name and kind. Of a folder, or of what a glob matches, the files count that
-            have an extension of `FORMATS` and are not hidden.
-        recursive: Whether to look into subfolders.
-
-    Returns:
-        `list[Path]`: Sorted, each file once.
+    A file counts whatever its name. In folders, and among what a glob matches, files count that have an extension of
+    `FORMATS` and are not hidden.
 
     Raises:
         `FileNotFoundError`: If an input does not exist or holds no image.

@@ -1,4 +1,4 @@
-"""Pixels and errors between NumPy and libvips, and colours between an ICC profile and sRGB."""
+"""Exchange pixels and errors with libvips, and convert colours between an ICC profile and sRGB."""
 
 import contextlib
 import hashlib
@@ -11,12 +11,12 @@ import pyvips
 from .image_file import printable
 
 
-# libvips would keep its last operations alive, and with them the pixels of images that are long done
+# libvips caches its last operations, and with them the pixels of images that are no longer needed
 pyvips.cache_set_max(0)
-# loaders that were not written for hostile files, such as those of SVG and PDF
+# no loaders that were not written for hostile files, such as those of SVG and PDF
 pyvips.block_untrusted_set(True)
-# GLib prints warnings, and pyvips logs those of libvips in Python called from C, where a Ctrl-C is lost and bytes that
-# are not UTF-8 print a traceback. Nobody needs them: let GLib call a function of C that does nothing.
+# GLib prints warnings, and pyvips logs those of libvips through a Python callback, where Ctrl-C is lost and bytes that
+# are not UTF-8 print a traceback. They are not needed: have GLib call a C function that does nothing.
 pyvips._remove_log_handler()
 _ignore = pyvips.ffi.cast("GLogFunc", pyvips.ffi.addressof(pyvips.vips_lib, "vips_error_buffer"))
 for _domain in (b"VIPS", b"GLib", b"GLib-GObject", b"GLib-GIO", pyvips.ffi.NULL):
@@ -34,7 +34,7 @@ _FIELD_TYPES = {
 
 @contextlib.contextmanager
 def libvips_errors() -> Iterator[None]:
-    """Make every error of libvips a `pyvips.Error`, and none that of an earlier file."""
+    """Raise every error of libvips as a `pyvips.Error`, without messages left over from an earlier file."""
     pyvips.vips_lib.vips_error_clear()
     try:
         yield
@@ -74,7 +74,7 @@ def rescale(image: pyvips.Image, maximum: int) -> pyvips.Image:
 def to_srgb(image: pyvips.Image, profile: bytes) -> pyvips.Image:
     image = with_fields(image, {"icc-profile-data": profile} if profile else {})
     depth = 8 if image.format == "uchar" else 16
-    # CMYK without a profile is taken for libvips' own
+    # CMYK without a profile gets libvips' own
     return image.icc_transform("srgb", embedded=True, input_profile="cmyk", black_point_compensation=True, depth=depth)
 
 
@@ -100,7 +100,7 @@ def profile_changes_colours(profile: bytes) -> bool:
 
 
 def is_damaged(profile: bytes) -> bool:
-    """Whether an ICC profile contradicts its length or checksum, or for a display makes greys jump or coloured."""
+    """Whether an ICC profile contradicts its length or checksum, or a display's makes greys jump or tints them."""
     if int.from_bytes(profile[:4], "big") > len(profile):
         return True
     unsigned = profile[:44] + bytes(4) + profile[48:64] + bytes(4) + profile[68:84] + bytes(16) + profile[100:]
@@ -115,7 +115,7 @@ def is_damaged(profile: bytes) -> bool:
 
 
 def reason(error: OSError | pyvips.Error) -> str:
-    """The one line of an error that says what happened."""
+    """Return the line of an error's message that says what happened."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     system = re.search("system error: (?!Unknown)(.+)", error.detail)

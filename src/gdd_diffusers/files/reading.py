@@ -1,4 +1,4 @@
-"""Read image files so that nothing in them is lost but the noise."""
+"""Read image files without losing anything in them."""
 
 import errno
 import mmap
@@ -30,7 +30,7 @@ MAX_SIDE = 1_000_000
 # a block of 8x8 pixels of a JPEG takes at least a bit; deflate packs 1032 bytes into one, LZW 2730, PackBits 64
 _MAX_PIXELS_PER_BYTE = {"jpeg": 512, "png": 8 * 1032}
 _MAX_PIXELS_PER_BYTE_IN_TIFF = {1: 8, 5: 8 * 2730, 7: 512, 8: 8 * 1032, 32773: 8 * 64, 32946: 8 * 1032}
-# libjpeg goes through all pixels for every scan, however few bytes it has
+# libjpeg visits all pixels in every scan, however few bytes the scan has
 _MAX_SCANNED_PIXELS = 50_000_000_000
 _MAX_BYTES_TO_MEND = 500_000_000
 _COLOUR_CHANNELS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}
@@ -45,18 +45,17 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     hold every colour. Grey keeps its numbers whatever its profile. CMYK becomes sRGB for good. Palettes are expanded.
 
     Args:
-        path: The file. Its content decides on the format, not its name.
-        max_pixels: The largest width times height to take memory for; half of it for progressive JPEG, AVIF and HEIC,
-            whose decoders hold the whole image more than once.
+        path: The file. Its content decides the format, not its name.
+        max_pixels: The largest width times height to read; half of it for progressive JPEG, AVIF and HEIC, whose
+            decoders hold the whole image more than once.
 
     Returns:
         [`ImageFile`]; its `notes` say what was wrong with the file and left out.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        [`ImageFileError`]: If the file does not decode to the last pixel, or is of a kind that would lose something:
-            several images in a file, floating point, more than 16 bits, raw; or has more than `max_pixels`, or more
-            than a million pixels a side.
+        [`ImageFileError`]: If some pixels do not decode; if something would be lost, as of several images in a file,
+            floating point, more than 16 bits or raw; or if there are more than `max_pixels`, or a million a side.
 
     Example:
         ```py
@@ -96,7 +95,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
 
 
 def _identify(path: Path) -> str:
-    """Return which of libvips' loaders the content of a file is for, and refuse everything else."""
+    """Return the name of libvips' loader for the content of a file, and refuse what it has none for."""
     name = printable(path)
     try:
         status = os.stat(path)
@@ -130,12 +129,12 @@ def _identify(path: Path) -> str:
 def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> ImageFile:
     with libvips_errors():
         if repaired is None:
-            # not by name, in which libvips takes a trailing [...] for options, and which pyvips wants in UTF-8
+            # not by name: libvips would take a trailing [...] for options, and pyvips insists on UTF-8
             with open(path, "rb") as file:
                 source = pyvips.Source.new_from_descriptor(file.fileno())
         else:
             source = pyvips.Source.new_from_memory(repaired)
-        # fail on warnings, because missing pixels are no more than that in a JPEG or a tiled TIFF
+        # fail on warnings: missing pixels in a JPEG or a tiled TIFF raise nothing worse
         loaded = getattr(pyvips.Image, f"{kind}load_source")(source, fail_on="warning", access="sequential")
         format = _check_kind(path, kind, loaded)
         _check_size(path, format, loaded, max_pixels)
@@ -148,7 +147,7 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
 
 
 def _repair(path: Path, kind: str) -> bytes | None:
-    """Return a file without the faults that concern no pixel, or nothing if that cannot be."""
+    """Return the bytes of a file without the faults that affect no pixel, or `None` if they cannot be repaired."""
     if os.path.getsize(path) > _MAX_BYTES_TO_MEND:
         return None
     try:
@@ -184,7 +183,7 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
 
 
 def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int) -> None:
-    """Refuse what would take more memory or time than the file or its reader ask for, by the header alone."""
+    """Refuse, by the header alone, files that would take far more memory or time than their pixels are worth."""
     name, bytes_in_file = printable(path), os.path.getsize(path)
     pixels, size = loaded.width * loaded.height, f"{loaded.width} x {loaded.height} pixels"
     pixels_per_byte = _MAX_PIXELS_PER_BYTE.get(format, np.inf)
@@ -215,7 +214,7 @@ def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int) 
 def _decode(loaded: pyvips.Image, image: ImageFile) -> None:
     """Fill in `pixels`, `native` and `cmyk`."""
     if 8 < image.bits < 16:
-        # libvips leaves the low bits empty, and white would not be white
+        # libvips leaves the low bits 0, so that white would fall short of 65535
         loaded = loaded | (loaded >> image.bits)
     if loaded.get_typeof("orientation") and loaded.get("orientation") > 1:
         loaded = loaded.copy_memory().autorot()

@@ -1,4 +1,4 @@
-"""Write image files in the format, depth, colours and metadata of the file that they came from."""
+"""Write image files with the format, depth, colours and metadata of the file that the image came from."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def check_output(
     overwrite: bool = False,
 ) -> str:
     """
-    Raise what [`write_image`] would raise for these arguments, before the work instead of after it.
+    Raise what [`write_image`] would raise for these arguments, so that nothing is denoised in vain.
 
     Returns:
         `str`: The format to write, one of the values of `FORMATS`.
@@ -105,27 +105,26 @@ def write_image(
     overwrite: bool = False,
 ) -> None:
     """
-    Write an image file: beside its target, then into its place, so that a crash leaves the old file or the new one.
+    Write an image file next to its target and move it into place, so that a crash leaves the old file or the new one.
 
     With `like`, the new file gets the bit depth, ICC profile and metadata of the old one, and its compression if the
-    format is the same. If the profile is not sRGB, the file's own numbers are written plus the change from
-    `like.pixels` to `pixels` in terms of the profile: colours beyond sRGB stay, and unchanged pixels stay to the bit.
+    format is the same. If the profile is not sRGB, the change from `like.pixels` to `pixels` is converted to it and
+    added to the file's own numbers, so that colours outside sRGB survive and unchanged pixels keep their exact values.
 
     Args:
         path: The target.
         pixels: [H, W, C] uint8, uint16, or float in [0, 1]; C is 1 (grey), 2 (grey, alpha), 3 (sRGB) or 4 (sRGB,
             alpha). Bits that the format cannot hold are rounded away; opaque alpha is left out of a JPEG.
         like: The file that the image came from.
-        format: An extension of `FORMATS`, without the dot. Defaults to that of `path`, or if it has none, of `like`.
-        quality: 1 to 100, for JPEG, WebP and AVIF. Defaults to 95, or to that of the old JPEG if more; lossless WebP
-            stays lossless. Colour keeps its full resolution in JPEG and AVIF (4:4:4).
+        format: An extension of `FORMATS`, without the dot. Defaults to that of `path` or, if it has none, of `like`.
+        quality: 1 to 100, for JPEG, WebP and AVIF. Defaults to 95, or to that of the old JPEG if higher; lossless WebP
+            stays lossless. JPEG and AVIF keep the full resolution of colour (4:4:4).
         overwrite: Whether to replace an existing file.
 
     Raises:
         `FileExistsError`: If there is such a file and `overwrite` is not set.
         `FileNotFoundError`: If its folder does not exist.
-        [`ImageFileError`]: If the format cannot hold the image or its XMP, or the disk is full or cannot be written
-            to.
+        [`ImageFileError`]: If the format cannot hold the image or its XMP, or the disk is full or read-only.
         `ValueError`: If an argument is wrong.
     """
     if quality is not None and not 1 <= quality <= 100:
@@ -183,9 +182,9 @@ def write_image(
 @contextlib.contextmanager
 def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """
-    Open a new `.*.part` file in the folder of `path`, deleted in the end, and delete those that killed programs left.
+    Open a temporary `.*.part` file in the folder of `path`, and delete those that killed programs left behind.
 
-    A lock tells them apart: whatever ends a program, its locks go with it.
+    The files in use are locked, and the system releases the locks of a program however it ends.
     """
     for part in path.parent.glob(".*.part"):
         if _PART.fullmatch(part.name):
@@ -201,7 +200,7 @@ def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
                 if fcntl is None or part.exists():
                     yield part, file
                     return
-                # another program found it before the lock was there
+                # another program deleted it before it was locked
             finally:
                 part.unlink(missing_ok=True)
 
@@ -212,7 +211,7 @@ def _lock(file: BinaryIO) -> None:
 
 
 def _move(part: Path, path: Path, overwrite: bool) -> None:
-    """Move a file into its place, and without `overwrite` only if nothing has come to be there in the meantime."""
+    """Move a file into place; without `overwrite`, only if no other file has appeared there in the meantime."""
     if not overwrite:
         try:
             os.link(part, path)
@@ -231,7 +230,7 @@ def _exists(path: Path) -> str:
 
 
 def _encode(pixels: np.ndarray, like: ImageFile, bits: int) -> pyvips.Image:
-    """Give pixels the colours, depth and metadata of `like`; fewer than 16 bits are the high ones of 16."""
+    """Give pixels the colours and metadata of `like`, in the high `bits` of 16 or in 8."""
     maximum = 2**bits - 1
     image = rescale(to_vips(pixels), maximum)
     if like.native is not None:

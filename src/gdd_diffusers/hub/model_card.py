@@ -1,4 +1,4 @@
-"""The model card of a pipeline: usage, recipe, training data, results, limits."""
+"""Write the model card of a pipeline: usage, recipe, training data, results, limits."""
 
 import re
 from dataclasses import dataclass
@@ -109,16 +109,16 @@ def model_card(
     Write the model card of a pipeline. Texts are Markdown.
 
     Args:
-        name (`str`): Repo id, or the folder's name, which publishing replaces by the repo id.
-        license (`str`, defaults to `"unknown"`): License of the weights, as the Hub spells it: `"apache-2.0"`.
-        introduction (`str`, *optional*): What to know before using the model.
-        recipe (`str`): The network, how it was trained and by which command.
-        training_data (`str`): The images, their authors and licenses.
-        datasets (`list[str]`, *optional*): Datasets on the Hub that the model was trained on.
-        results (`list[Result]`, *optional*): For the table and for `model-index`.
-        commands (`list[str]`, *optional*): The commands that gave the results.
-        limits (`str`): What the model does to images that it was not trained for.
-        picture (`str`, *optional*): Path of a before/after image, relative to the card.
+        name: Repo id, or the folder's name, which publishing replaces by the repo id.
+        license: License of the weights, as the Hub spells it: `"apache-2.0"`.
+        introduction: What to know before using the model.
+        recipe: The network, how it was trained and by which command.
+        training_data: The images, their authors and licenses.
+        datasets: Datasets on the Hub that the model was trained on.
+        results: For the table and for `model-index`.
+        commands: The commands that measured the results.
+        limits: What the model does to images that it was not trained for.
+        picture: Path of a before/after image, relative to the card.
 
     Example:
         ```py

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINE = ("pipeline_real_denoise", "RealDenoisePipeline")  # the module and the class
-MODULES = [PIPELINE[0], "image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local", "hub/loading"]
+MODULES = ["image_processor", "memory", "scheduling_interpolation", "tiling", "unet_local", "walks", "hub/loading"]
 COMPONENT_CLASSES = {cls.__name__: cls for cls in (UNet2DModel, LocalUNet2DModel, InterpolationScheduler)}
 SIGNATURE = re.compile(r"\n*<!-- published with gdd-diffusers [0-9a-f]{16} -->\n*$")
 
@@ -95,22 +95,18 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
     half = COMPONENT_CLASSES[components["unet"][1]].from_pretrained(folder, subfolder="unet", dtype=torch.float16)
     half.save_pretrained(folder / "unet", variant="fp16")
     (folder / "hub").mkdir(exist_ok=True)
-    for module in MODULES:
+    for module in [PIPELINE[0], *MODULES]:
         shutil.copy(PACKAGE / f"{module}.py", folder / f"{module}.py")
 
-    # The index says which file has which class. Nothing tells where the model came from.
+    # The index says which file has which class; where the model came from is left out of all configs.
     settings = {key: value for key, value in index.items() if not isinstance(value, list | tuple)}
-    settings["_diffusers_version"] = diffusers_version
-    _write_json(folder / "model_index.json", settings | components | {"_class_name": PIPELINE})
+    settings |= components | {"_diffusers_version": diffusers_version, "_class_name": PIPELINE}
+    (folder / "model_index.json").write_text(json.dumps(settings), encoding="utf-8")
     for file in folder.rglob("*.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
-        _write_json(file, config)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _write_card(source, folder, name)
-
-
-def _write_json(file: Path, config: dict):
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_card(source: Path | None, folder: Path, name: str):
@@ -132,7 +128,7 @@ def _write_card(source: Path | None, folder: Path, name: str):
 
 
 def _sign(card: str) -> str:
-    """Add a comment at the end of a card that no longer fits once somebody changes the card."""
+    """Append a checksum to a card, which tells later whether the card was changed."""
     card = SIGNATURE.sub("", card).rstrip()
     return f"{card}\n\n<!-- published with gdd-diffusers {hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
 
@@ -178,7 +174,7 @@ def upload_repo(
 ) -> CommitInfo:
     """
     Upload what [`build_repo`] has written to `folder` in one commit, which replaces the repo's folders `unet` and
-    `scheduler`. For the other arguments and the errors see [`publish`].
+    `scheduler`. See [`publish`] for the other arguments and the errors.
     """
     api = HfApi(token=token)
     try:
@@ -192,13 +188,13 @@ def upload_repo(
             has_own_card = Path(folder, "README.md").read_text(encoding="utf-8") != _sign(str(model_card(repo_id)))
             keep_card = not has_own_card or _sign(card) != card
             if keep_card:
-                why = "was written or changed on the Hub" if has_own_card else "says more than none would"
+                why = "was written or changed on the Hub" if has_own_card else "has no replacement"
                 logger.warning(f"The card of {repo_id} {why}, so it stays as it is there.")
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=Path(folder),
             commit_message=commit_message or f"Upload {PIPELINE[1]}",
-            parent_commit=info.sha,  # what changes there meanwhile is not overwritten
+            parent_commit=info.sha,  # so as not to overwrite what others change in the meantime
             create_pr=create_pr,
             ignore_patterns=["README.md"] if keep_card else None,
             delete_patterns=["unet/*", "scheduler/*"],
@@ -218,7 +214,7 @@ def publish(model: DiffusionPipeline | str | os.PathLike, repo_id: str, **kwargs
 
     Args:
         model: A pipeline, or the folder of one, whose card is published with it.
-        repo_id (`str`): `ORG/NAME`. Created if there is none.
+        repo_id: `ORG/NAME`. Created if there is none.
         commit_message (`str`, *optional*): The commit's first line.
         private (`bool`, *optional*): Whether a new repo is private; the organisation's default if not given.
         token (`str`, *optional*): That of `hf auth login` if not given.
@@ -228,7 +224,7 @@ def publish(model: DiffusionPipeline | str | os.PathLike, repo_id: str, **kwargs
     Raises:
         `ValueError`: If the model cannot be published, or the repo is public and should be private.
         `RuntimeError`: If the repo does not load as it must; nothing has been uploaded.
-        `OSError`: If the Hub does not take it, in one sentence that says why.
+        `OSError`: If the upload fails, in one sentence that says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         build_repo(model, folder, repo_id)
@@ -237,7 +233,7 @@ def publish(model: DiffusionPipeline | str | os.PathLike, repo_id: str, **kwargs
 
 
 def add_namespace(repo_id: str, token: str | None = None) -> str:
-    """Return `NAME` as `USER/NAME`, for the user whose token it is; `ORG/NAME` stays as it is."""
+    """Put the name of the token's user in front of a `NAME` without one."""
     if "/" in repo_id:
         return repo_id
     try:

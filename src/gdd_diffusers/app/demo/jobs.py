@@ -46,32 +46,22 @@ Settings = namedtuple("Settings", "strength, steps, make_noisy, preset, iso, mod
 class Visitor:
     """What the server keeps for an open page."""
 
-    folder: Path | None = None  # of the image and all that is made of it
+    folder: Path | None = None  # of the image and everything made from it
     file: Path | None = None
     before: str | None = None  # URL of its preview
-    job: int | None = None  # the last one, until it is done; any other one is cancelled
+    job: int | None = None  # the latest, until it is done; earlier ones are cancelled
     settings: Settings | None = None  # of the last job
     opening: Lock = field(default_factory=Lock)  # held while a file is read
 
 
 class JobCancelled(Exception):
-    """Nobody waits for the result any more."""
+    """The visitor has cancelled the job, started another one, or left."""
 
 
 class Jobs:
     """
-    Args:
-        root (`Path`): The folder of all files that visitors send and get; Gradio serves them to those who know their
-            names.
-        model (`str`, *optional*): A folder or a Hub repo to start with; the bundled weights if not given.
-        device, dtype (`str`, defaults to `"auto"`): As for `gdd denoise`.
-        one_model (`bool`, defaults to `False`): Whether visitors get this model only. Any other one would be loaded
-            with the rights of whoever runs the server: with its login to the Hub, of any size.
-        allow_folders (`bool`, defaults to `False`): Whether visitors may load models from folders of this machine.
-
-    Raises:
-        `OSError`: If the model cannot be loaded.
-        `ValueError`: If there is no such device.
+    All files lie in `root`; Gradio serves them to anyone who knows their names. With `one_model`, visitors cannot load
+    another: that would use the server's own login to the Hub, for a model of any size. The rest is as for `launch`.
     """
 
     def __init__(
@@ -85,8 +75,8 @@ class Jobs:
     ):
         self.root, self.device, self.dtype = root, device, dtype
         self.one_model, self.allow_folders = one_model, allow_folders
-        # One thread for all jobs: Gradio starts the next one while a cancelled one still ends, and the C library keeps
-        # memory for each thread that has ever asked for much.
+        # One thread for all jobs: Gradio starts the next job while a cancelled one is still ending, and the C library
+        # keeps a pool of memory for every thread.
         self.worker = ThreadPoolExecutor(max_workers=1)
         self.running: tuple[Visitor, int] | None = None
         self.visitors: dict[str, Visitor] = {}
@@ -106,9 +96,9 @@ class Jobs:
             except OSError:
                 if is_first or not self.allow_folders:
                     raise
-                # the same words whether there is such a folder or not
+                # the same message whether or not the folder exists, so as not to reveal it
                 raise OSError(f"{name} is neither the folder of a model nor a model on the Hub.") from None
-            for layer in pipe.unet.modules():  # a job can end before any layer, so within a tile
+            for layer in pipe.unet.modules():  # a job can stop before any layer, even in the middle of a tile
                 layer.register_forward_pre_hook(self.raise_if_cancelled)
             self.loaded = name, pipe
         return pipe
@@ -121,7 +111,7 @@ class Jobs:
         try:
             path = Path(event_value(event, "path")).resolve()
             has_arrived = path.is_relative_to(self.root) and path.is_file()
-        except (OSError, RuntimeError, TypeError, ValueError):  # no browser of ours has sent this
+        except (OSError, RuntimeError, TypeError, ValueError):  # not sent by our page
             has_arrived = False
         if not has_arrived:
             raise page_error(ValueError("the image did not arrive; choose it again."), self.root)
@@ -136,7 +126,7 @@ class Jobs:
     def open(self, request: gr.Request, path: Path, take: Callable):
         """Make a file the image of the visitor, in place of the last one, and show it."""
         visitor = self.visitors.setdefault(request.session_hash, Visitor())
-        if not visitor.opening.acquire(blocking=False):  # which would keep the others waiting
+        if not visitor.opening.acquire(blocking=False):  # waiting would hold up other visitors
             raise page_error(ValueError("the last image is still being opened; wait until it is there."), self.root)
         folder = self.root / secrets.token_hex(16)
         (folder / "image").mkdir(parents=True)
@@ -177,13 +167,13 @@ class Jobs:
         return visitor.job, gr.Button(interactive=True)
 
     def restart(self, request: gr.Request, *settings):
-        """Do the same when settings have changed, if there was a job before."""
+        """Start again with changed settings, if there was a job before."""
         if self.visitor(request).settings in (None, Settings(*settings)):
             return gr.skip(), gr.skip()
         return self.start(request, *settings)
 
     def cancel(self, request: gr.Request):
-        """End the job that runs, or forget the one that waits."""
+        """Stop the visitor's job, or take it out of the queue."""
         visitor = self.visitor(request)
         visitor.job = visitor.settings = None
         return gr.Button(interactive=False), facts_html({"Image": "Cancelled."})
@@ -197,8 +187,8 @@ class Jobs:
             raise JobCancelled
 
     def denoise(self, request: gr.Request, job: int, progress: gr.Progress = gr.Progress()):  # noqa: B008
-        """Do a job, unless another one, or none, is wanted by then."""
-        run = copy_context().run  # in which Gradio finds the page to show progress on
+        """Run a job, unless it was cancelled or replaced while it waited."""
+        run = copy_context().run  # the context tells Gradio which page to show progress on
         return self.worker.submit(run, self.run_job, self.visitor(request), job, progress).result()
 
     def run_job(self, visitor: Visitor, job: int, progress: gr.Progress):
@@ -209,7 +199,7 @@ class Jobs:
         try:
             return self.denoise_image(visitor.file, visitor.before, visitor.settings, progress)
         except Exception as error:
-            if visitor.job != job:  # it was cancelled, or its files were deleted, which comes to the same
+            if visitor.job != job:  # cancelled, perhaps by deleting its files
                 return gr.skip(), gr.skip()
             raise page_error(error, folder / "image") from error
         finally:
@@ -221,7 +211,7 @@ class Jobs:
     def denoise_image(self, file: Path, before: str, settings: Settings, progress: gr.Progress) -> tuple[dict, str]:
         """Denoise the image as `gdd denoise` does; return what the viewer shows, and the facts beside it."""
         progress(0, desc="Reading the image")
-        pipe = copy.copy(self.load(settings.model.strip()))  # settings of this job are not those of the next
+        pipe = copy.copy(self.load(settings.model.strip()))  # so that this job's settings do not affect the next
         configure(pipe, settings.steps, settings.rule, settings.tile_size)
         model = self.loaded[0] or "gdd-small, bundled"
         self.raise_if_cancelled()
@@ -231,7 +221,7 @@ class Jobs:
         facts = describe(file.name, like)
         noisy, clean = like.pixels, None
 
-        folder = file.parent / secrets.token_hex(4)  # a new name, since browsers keep what they had under an old one
+        folder = file.parent / secrets.token_hex(4)  # a new name each time, since browsers cache files by name
         folder.mkdir()
         if settings.make_noisy:
             progress(0, desc="Making it noisy")

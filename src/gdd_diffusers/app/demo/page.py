@@ -17,7 +17,7 @@ MAX_MEGABYTES = 200
 MAX_STEPS = 10
 MAX_TILE_SIZE = 2048
 
-# Gradio's own colours, but dark enough on light and light enough on dark to be read: a contrast of 4.5 at least
+# Gradio's own colours, with a contrast of at least 4.5
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_400",
@@ -33,13 +33,13 @@ THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], 
 PRESETS = [("Phone", "phone"), ("Large camera", "camera"), ("Either", "mixed"), ("White noise", "gaussian")]
 ISO = [100, 200, 400, 800, 1600, 3200, 6400, 12800]
 INFO = {
-    "strength": "0 leaves the image as it is, 1 takes off all noise.",
-    "steps": "How often the image is gone over; each step takes as long as the first.",
-    "make_noisy": "For a clean image: shows how near to it the denoiser comes back.",
-    "preset": "What takes the noisy image.",
+    "strength": "0 leaves the image as it is, 1 removes all noise.",
+    "steps": "The number of passes over the image; each takes as long as the first.",
+    "make_noisy": "For a clean image: shows how close the denoiser gets to it.",
+    "preset": "The camera to simulate.",
     "iso": "The higher, the noisier. White noise has none.",
-    "rule": "What steps add up to: improved is the mean of their guesses, origin the last one.",
-    "tile_size": "Side in pixels of the pieces that a large image is cut into; smaller ones need less memory.",
+    "rule": "The result of several steps: improved is the mean of their predictions, origin the last one.",
+    "tile_size": "Side in pixels of the tiles that a large image is cut into; smaller ones need less memory.",
     "model": "A repo on the Hugging Face Hub such as org/name; empty is the bundled one. Press Enter.",
     "folder": "A folder, or a repo on the Hugging Face Hub such as org/name; empty is the bundled one. Press Enter.",
 }
@@ -67,7 +67,7 @@ def build_page(jobs: Jobs) -> gr.Blocks:
 
     first_steps, first_rule, first_tile_size = defaults(jobs.first_model)
     with gr.Blocks(title="gdd", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.Markdown("# Take the noise off a photograph")
+        gr.Markdown("# Remove noise from a photograph")
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="image"):
                 drop = from_files("drop", max_megabytes=MAX_MEGABYTES)

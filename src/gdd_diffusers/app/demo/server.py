@@ -1,4 +1,4 @@
-"""Serve the page, to nobody but the page itself."""
+"""Serve the page, and refuse requests that come from other sites."""
 
 import errno
 import os
@@ -36,14 +36,8 @@ def launch(
     """
     Serve the page until Ctrl+C or SIGTERM, then delete all files of its visitors.
 
-    Args:
-        model (`str`, *optional*): A folder or a Hub repo to start with; the bundled weights if not given.
-        device, dtype (`str`, defaults to `"auto"`): As for `gdd denoise`.
-        host (`str`, defaults to `"127.0.0.1"`): Who is served: by default this machine only, with `"0.0.0.0"` the
-            network, which gets `model` only.
-        port (`int`, *optional*): The first free one from 7860 on if not given.
-        open_browser (`bool`, defaults to `False`): Whether to show the page at once.
-        allow_folders (`bool`, defaults to `False`): Whether the page may load models from folders of this machine.
+    The arguments are the options of `gdd demo`. With a `host` other than this machine, such as `"0.0.0.0"` for the
+    whole network, visitors cannot load another model.
 
     Raises:
         `OSError`: If the model cannot be loaded, or the port is taken.
@@ -109,7 +103,7 @@ class OwnRequestsOnly:
         try:
             name = urlsplit(f"//{host}").hostname or ""
             if name not in self.names:
-                ip_address(name)  # which cannot be pointed elsewhere
+                ip_address(name)  # unlike a name, an address cannot be pointed elsewhere
                 if not self.is_public:
                     return False
             return all(urlsplit(origin).netloc.lower() == host.lower() for origin in origins)
