@@ -783,7 +783,7 @@ def test_a_config_that_configures_nothing_is_named(data, tmp_path, text):
 @pytest.mark.parametrize(
     "channels, message",
     [
-        ({"out_channels": 3}, "12 input channels, and must have as many output channels, but has 3"),
+        ({"out_channels": 3}, "12 input and 3 output channels; it needs 12 for colour"),
         ({"in_channels": 4, "out_channels": 4}, "mine.json is for grayscale images"),
     ],
 )

@@ -263,7 +263,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         # 3. Convert images to tensors [C, H, W], and plan their tiles
         images = preprocess(image)
         sizes = [tuple(tensor.shape[-2:]) for tensor in images]
-        tile_size = self.config.tile_size or max(map(max, sizes)) + self.spatial_multiple
+        tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
         plan: dict[str, Any] = {"tile_size": tile_size, "multiple": self.spatial_multiple}
         if self._in_bands:
             num_tiles = sum(-(-max(size) // plan_bands(*size, **plan)[1]) for size in sizes)
