@@ -387,8 +387,8 @@ def test_errors_of_the_hub_are_one_sentence(author):
 
 @pytest.mark.parametrize("case", "main pinned cpu private plain string trusted scheduler dropped evil".split())
 def test_loaded_with_the_package(world, reader, case):
-    # the weights of "dropped" lie elsewhere in memory, behind a longer header; the product of a matrix and a vector that
-    # the timestep's embedding is may be rounded otherwise there
+    # the weights of "dropped" lie elsewhere in memory, after a longer header, which may change how the timestep's
+    # embedding, a product of a matrix and a vector, is rounded
     assert_allclose(reader[0][case], world.expected(), atol=1e-6 if case == "dropped" else 0, rtol=0)
 
 
