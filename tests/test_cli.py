@@ -420,7 +420,12 @@ def test_info(run, model):
 
 @pytest.mark.parametrize(
     ("card", "reason"),
-    [(b"---\nlicense: [mit\n---\n# x\n", "no valid YAML"), (b"---\nlicense: mit\n---\n# caf\xe9\n", "not in UTF-8")],
+    [
+        (b"---\nlicense: [mit\n---\n# x\n", "is no valid YAML (while parsing a flow sequence); correct it."),
+        (b"---\nlicense: mit\n---\n# caf\xe9\n", "is not in UTF-8; save it as such."),
+        (b"---\nmodel-index: x\n---\n# x\n", "is not what https://huggingface.co/docs/hub/model-cards asks for"),
+        (b"---\ntags: 5\n---\n# x\n", "is not what https://huggingface.co/docs/hub/model-cards asks for"),
+    ],
 )
 def test_a_broken_card_is_named(run, model, tmp_path, card, reason):
     shutil.copytree(model, tmp_path / "model")

@@ -1,5 +1,6 @@
 """The page of `gdd demo` in a real browser, against a real server with a small model."""
 
+import asyncio
 import base64
 import os
 import re
@@ -32,7 +33,7 @@ gr = pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 from gdd_diffusers.app.demo.jobs import SEED, Jobs, Settings  # noqa: E402
 from gdd_diffusers.app.demo.page import MAX_MEGABYTES, build_page  # noqa: E402
-from gdd_diffusers.app.demo.server import OwnRequestsOnly  # noqa: E402
+from gdd_diffusers.app.demo.server import OwnRequestsOnly, quiet  # noqa: E402
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -581,6 +582,18 @@ def test_a_slow_file_keeps_its_own_visitor_waiting_only(model, tmp_path):
     assert jobs.open(slow, photo, shutil.copy)[0]["name"] == "a.png"
     limits = {fn.name: fn.concurrency_limit for fn in build_page(jobs).fns.values()}
     assert limits["open_upload"] > 1 and limits["open_example"] > 1
+
+
+def test_requests_that_the_page_would_not_send_print_nothing(model, tmp_path):
+    page = quiet(build_page(Jobs(tmp_path, str(model), "cpu", "float32")))
+    start = next(fn for fn in page.fns.values() if fn.name == "start")
+    without = next(fn for fn in page.fns.values() if fn.fn is None)  # of the browser alone
+    settings = [1, 1, False, "phone", 800, "", "improved", 64]
+    wrong = [(start, []), (start, settings[:3]), (start, ["x"] * 8), (start, [1e308, *settings[1:]]), (without, [])]
+    for fn, values in wrong:
+        with pytest.raises(gr.Error, match="does not send such requests|greater than maximum value 1") as error:
+            asyncio.run(page.process_api(fn, values))
+        assert not error.value.print_exception
 
 
 def test_folders_are_loaded_only_if_that_was_allowed(model, tmp_path, monkeypatch):

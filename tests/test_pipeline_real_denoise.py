@@ -11,6 +11,7 @@ from conftest import make_pipeline, make_unet
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
@@ -744,3 +745,111 @@ def test_subclasses_and_compiled_networks_are_accepted():
 
     pipe = RealDenoisePipeline(torch.compile(make_unet(), backend="eager"), Scheduler())
     assert pipe(random_picture("L", (16, 16))).images[0].mode == "L"
+
+
+# Folders whose files do not fit together
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+SHARDS = f"{WEIGHTS}.index.json"
+
+
+def change_weights(change):
+    def apply(folder):
+        file = next((folder / "unet").glob("*00002-of*"), folder / WEIGHTS)
+        tensors = load_file(file)
+        change(tensors, sorted(tensors)[0])
+        save_file(tensors, file)
+
+    return apply
+
+
+def change_json(file, **changes):
+    return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+
+
+def write(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_weights(lambda tensors, name: tensors.pop(name)), "the tensor conv_in.bias is missing"),
+        (change_weights(lambda tensors, name: tensors.clear()), "the tensor conv_in.weight is missing"),
+        (change_weights(lambda tensors, name: tensors.update({name: tensors[name].long()})), "conv_in.bias is of I64"),
+        (
+            change_weights(lambda tensors, name: tensors.update({name: tensors[name][:4]})),
+            r"of shape \[4\], not \[8\]",
+        ),
+        (change_weights(lambda tensors, name: tensors.update(other=torch.ones(1))), "has no tensor other"),
+        (write(WEIGHTS, b""), "model.safetensors is damaged"),
+        (write("unet/diffusion_pytorch_model.bin", b""), "holds weights more than once"),
+        (write(SHARDS, b"{}"), "holds weights more than once"),
+        (write("model_index.json", b"[]"), "model_index.json is damaged"),
+        (change_json("model_index.json", unet=5), "`unet` is None"),
+        (
+            change_json("model_index.json", unet=["diffusers", "UNet2DModel"]),
+            "is for LocalUNet2DModel, not for UNet2D",
+        ),
+        (change_json("model_index.json", pixel_unshuffle="2"), "`pixel_unshuffle` must be a whole number"),
+        (change_json("model_index.json", tile_size=[]), r"`tile_size` is \[\]"),
+        (write("unet/config.json", b"[]"), "unet/config.json is damaged"),
+        (write("unet/config.json", b"\xff"), "unet/config.json is damaged"),
+        (write("unet/config.json", b"{}"), "unet/config.json is for None, not for LocalUNet2DModel"),
+        (change_json("unet/config.json", in_channels="12"), "its `in_channels` is '12'"),
+        (change_json("unet/config.json", layers_per_block=10**9), "more than any network has"),
+        (change_json("unet/config.json", block_out_channels=[10**7] * 2), "does not fit config.json"),
+        (change_json("unet/config.json", block_out_channels=["a", 16]), "does not describe a working"),
+        (write("scheduler/scheduler_config.json", b"null"), "scheduler_config.json is damaged"),
+        (change_json("scheduler/scheduler_config.json", clip_sample="no"), "its `clip_sample` is 'no'"),
+        (change_json("scheduler/scheduler_config.json", num_train_timesteps=10**12), "must be from 1 to 1,000,000"),
+        (lambda folder: (folder / "scheduler/scheduler_config.json").unlink(), "there is no file scheduler_config"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(pipe, tmp_path, change, message):
+    pipe.save_pretrained(tmp_path)
+    change(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_weights(lambda tensors, name: tensors.pop(name)), "the tensor .* is missing"),
+        (lambda folder: next((folder / "unet").glob("*00002-of*")).unlink(), "there is no file .*00002-of"),
+        (write(SHARDS, b'{"weight_map": {"a": 5}}'), "does not say which file holds which tensor"),
+        (write(SHARDS, b'{"weight_map": {"a": "../../b.safetensors"}}'), "there is no file .*unet/b.safetensors"),
+    ],
+)
+def test_shards_that_do_not_fit_are_refused(pipe, tmp_path, change, message):
+    pipe.save_pretrained(tmp_path, max_shard_size="10KB")
+    change(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("tensors", [[1], {"a": None}, {"conv_in.weight": torch.ones(8, 12, 3, 3)}])
+def test_pickled_weights_that_do_not_fit_are_refused(pipe, tmp_path, tensors):
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    torch.save(tensors, tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"model\.bin is (damaged|not complete: the tensor conv_in.bias)"):
+        RealDenoisePipeline.from_pretrained(tmp_path)
+
+
+FORMS = [{}, {"max_shard_size": "10KB"}, {"safe_serialization": False}]
+FORMS.append(FORMS[1] | FORMS[2])
+
+
+@pytest.mark.parametrize("before", FORMS)
+@pytest.mark.parametrize("after", FORMS)
+def test_what_is_saved_is_what_loads(tmp_path, before, after):
+    old, new = make_pipeline(), make_pipeline()
+    old.save_pretrained(tmp_path, variant="fp16")
+    old.save_pretrained(tmp_path, **before)
+    new.save_pretrained(tmp_path, **after)
+    loaded = RealDenoisePipeline.from_pretrained(tmp_path).unet.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in new.unet.state_dict().items())
+    variant = RealDenoisePipeline.from_pretrained(tmp_path, variant="fp16").unet.state_dict()
+    assert all(torch.equal(tensor, variant[name]) for name, tensor in old.unet.state_dict().items())

@@ -13,16 +13,17 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
-from .hub.loading import download_model, find_components
+from .hub.loading import check_folder, download_model, find_components, weight_files
 from .image_processor import postprocess, prepare_latents, preprocess, read_latents, to_output_type, white
 from .memory import keep_freed_memory
 from .scheduling_interpolation import InterpolationScheduler
 from .tiling import apply_in_bands_, apply_tiled_, count_tiles, plan_bands
-from .unet_local import LocalUNet2DModel  # noqa: F401 - a published repo needs it, and load_config refers to it
+from .unet_local import LocalUNet2DModel
 from .walks import Walks
 
 
 BUNDLED = Path(__file__).parent / "pretrained" / "gdd-small"  # the weights that come with the package
+COMPONENT_CLASSES = (UNet2DModel, LocalUNet2DModel, InterpolationScheduler)
 
 
 class RealDenoisePipeline(DiffusionPipeline):
@@ -71,6 +72,11 @@ class RealDenoisePipeline(DiffusionPipeline):
     ):
         super().__init__()
         check_components(unet, scheduler)
+        numbers = {"default_num_inference_steps": default_num_inference_steps, "pixel_unshuffle": pixel_unshuffle}
+        numbers |= {"tile_overlap": tile_overlap} | ({} if tile_size is None else {"tile_size": tile_size})
+        for name, number in numbers.items():
+            if not isinstance(number, int) or number < 1 and not name.startswith("tile"):
+                raise ValueError(f"`{name}` must be a whole number above 0, not {number!r}.")
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,
@@ -93,10 +99,23 @@ class RealDenoisePipeline(DiffusionPipeline):
         """
         Load a pipeline as [`~diffusers.DiffusionPipeline.from_pretrained`] does, from a folder or a Hub repo, or,
         without an argument, from the weights that come with the package.
-        """
-        return super().from_pretrained(str(pretrained_model_name_or_path or BUNDLED), **kwargs)
 
-    download = staticmethod(download_model)
+        Raises:
+            `ValueError` or `OSError`: If a file is missing or damaged, or weights do not fit the configuration.
+        """
+        folder = str(pretrained_model_name_or_path or BUNDLED)
+        if os.path.isdir(folder):
+            weights = check_folder(folder, *COMPONENT_CLASSES, **kwargs)
+            if weights and ".bin" in weights.name:
+                kwargs["use_safetensors"] = False  # or diffusers does not find shards
+        return super().from_pretrained(folder, **kwargs)
+
+    @staticmethod
+    def download(repo_id: str, **kwargs) -> str:
+        """Download a model from the Hub as [`~hub.loading.download_model`] does, and check that its files fit."""
+        folder = download_model(repo_id, **kwargs)
+        check_folder(folder, *COMPONENT_CLASSES, **kwargs)
+        return folder
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -119,11 +138,19 @@ class RealDenoisePipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
         """
         Save as [`~diffusers.DiffusionPipeline.save_pretrained`] does. `push_to_hub=True` also does what
-        [`~.push_to_hub`] does, with its arguments; `repo_id` defaults to the name of the folder.
+        [`~.push_to_hub`] does, with its arguments; `repo_id` defaults to the name of the folder. Weights of another
+        form that were in the folder, such as shards, are deleted: what is saved is what loads.
         """
         names = ("repo_id", "commit_message", "private", "token", "create_pr", "overwrite_card")
         hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
+        given = dict(zip(("safe_serialization", "variant"), args, strict=False)) | kwargs
+        files = weight_files(save_directory, given.get("variant"))
+        in_form = files[:2] if given.get("safe_serialization", True) else files[2:]
+        has_shards = any(files[0].parent.glob(f"{files[0].stem}-*-of-*"))  # diffusers deletes older ones
+        for file in files:
+            if file != in_form[has_shards]:
+                file.unlink(missing_ok=True)
         if push_to_hub:
             hub_kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
             self.push_to_hub(**hub_kwargs)

@@ -89,6 +89,9 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         if prediction_type not in ("sample", "flow_prediction"):
             raise ValueError(f"`prediction_type` must be 'sample' or 'flow_prediction', not {prediction_type!r}.")
 
+        if not isinstance(num_train_timesteps, int) or not 1 <= num_train_timesteps <= 1_000_000:
+            raise ValueError(f"`num_train_timesteps` must be from 1 to 1,000,000, not {num_train_timesteps!r}.")
+
         self.init_noise_sigma = 1.0  # x_T is an image in [-1, 1], there is no noise to scale
         self.num_inference_steps: int | None = None
         self._set_nodes(torch.arange(num_train_timesteps, -1, -1, dtype=torch.float32))

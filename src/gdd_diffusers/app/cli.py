@@ -141,16 +141,23 @@ def info(
 
 
 def load_card(pipe):
-    from huggingface_hub import ModelCard
+    import yaml
+    from huggingface_hub import ModelCard, logging
 
     file = Path(pipe.name_or_path, "README.md")
+    logging.set_verbosity_error()
     try:
         return ModelCard.load(file) if file.is_file() else None
     except UnicodeDecodeError:
         raise OSError(f"{file} is not in UTF-8; save it as such.") from None
-    except Exception as error:  # of the YAML library, or of the Hub's client
+    except (yaml.YAMLError, RecursionError) as error:
         raise OSError(
             f"the metadata at the top of {file} is no valid YAML ({first_line(error)}); correct it."
+        ) from None
+    except Exception:  # whatever the Hub's client stumbles over
+        raise OSError(
+            f"the metadata at the top of {file} is not what https://huggingface.co/docs/hub/model-cards asks for; "
+            "correct it."
         ) from None
 
 

@@ -80,6 +80,9 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
         source = Path(model)
         if not source.is_dir():
             raise FileNotFoundError(f"There is no folder {source}.")
+        from ..pipeline_real_denoise import RealDenoisePipeline
+
+        RealDenoisePipeline.from_pretrained(source)  # which checks that its files fit together
         index = DiffusionPipeline.load_config(source)
     else:
         source, index = None, dict(model.config)

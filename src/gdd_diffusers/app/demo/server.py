@@ -1,10 +1,12 @@
 """Serve the page, and refuse requests that come from other sites."""
 
 import errno
+import functools
 import os
 import signal
 import socket
 import tempfile
+import traceback
 import webbrowser
 from contextlib import suppress
 from ipaddress import ip_address
@@ -49,7 +51,7 @@ def launch(
         jobs = Jobs(Path(root).resolve(), model, device, dtype, host not in LOOPBACK, allow_folders)
         app = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
-            build_page(jobs),
+            quiet(build_page(jobs)),
             "/",
             max_file_size=MAX_MEGABYTES * 10**6,
             theme=THEME,
@@ -81,6 +83,26 @@ def listen(host: str, port: int | None) -> socket.socket:
                 reason = (error.strerror or str(error)).partition(" (")[0]
                 raise OSError(f"the page cannot be served at port {candidate} of {host}: {reason}.") from None
     raise OSError(f"{f'port {port}' if port else 'every port from 7860 on'} of {host} is taken; try another one.")
+
+
+def quiet(page: gr.Blocks) -> gr.Blocks:
+    """Answer what the page itself would not send in a sentence, where Gradio prints its own code to the terminal."""
+    process_api = page.process_api
+
+    @functools.wraps(process_api)
+    async def process(*args, **kwargs):
+        try:
+            return await process_api(*args, **kwargs)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)[1:]
+            if any(Path(frame.filename).is_relative_to(FOLDER) for frame in frames):
+                raise  # the page's own, which says whether to print it
+            known = type(error) is gr.Error  # such as a number above the largest that a control takes
+            sentence = error.message if known else "The page does not send such requests."
+            raise gr.Error(sentence, print_exception=False) from None
+
+    page.process_api = process  # type: ignore[method-assign]
+    return page
 
 
 class OwnRequestsOnly:
