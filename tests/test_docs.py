@@ -79,3 +79,9 @@ def test_commands_have_their_options():
                 assert not missing, f"{name(page)}: {script} has no {missing}"
                 seen.add(script)
     assert {"denoise", "examples/train.py", "examples/evaluate.py"} <= seen
+
+
+def test_promises_are_tested():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "promises.md").read_text(encoding="utf-8"))
+    assert named and [name for name in named if f"def {name}(" not in tests] == []
