@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.metrics import WINDOW_SIZE, psnr, ssim, ssim_matlab
-from gdd_diffusers.pipeline_real_denoise import BUNDLED, RealDenoisePipeline
+from gdd_diffusers.pipeline_real_denoise import DEFAULT_MODEL, RealDenoisePipeline
 from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
 
 
@@ -99,7 +99,7 @@ def load_methods(args, device: torch.device) -> list[Method]:
     """Load the rows of the tables: the noisy input, models under every rule and number of steps, and peers."""
     methods = [NOISY_INPUT]
     models = [None] if args.model is None else args.model
-    labels = [BUNDLED.name if model is None else Path(model).resolve().name for model in models]
+    labels = [DEFAULT_MODEL if model is None else Path(model).resolve().name for model in models]
     for model, label in zip(models, labels, strict=True):
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, args.dtype)).to(device)
         pipe.set_progress_bar_config(disable=True)

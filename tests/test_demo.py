@@ -662,7 +662,7 @@ def test_what_keeps_the_page_from_opening_is_told(server, model, tmp_path):
     code, said = run(code=without)
     assert code == 1 and 'pip install "gdd-diffusers[demo]"' in said
     code, said = run("--model", tmp_path)
-    assert code == 1 and f"cannot load the model in {tmp_path}" in said
+    assert code == 1 and f"cannot load the model {tmp_path}" in said
     port = server.url.rstrip("/").rpartition(":")[2]
     code, said = run("--model", model, "--port", port)
     assert code == 1 and f"port {port} of 127.0.0.1 is taken" in said

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gdd_diffusers import LocalUNet2DModel, RealDenoisePipeline
 from gdd_diffusers.metrics import psnr
-from gdd_diffusers.pipeline_real_denoise import BUNDLED
+from gdd_diffusers.pipeline_real_denoise import BUNDLED, DEFAULT_MODEL
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -29,8 +29,18 @@ def load(name):
     return torch.from_numpy(pixels).movedim(-1, 0)[None]
 
 
+def test_bundled_weights_load_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = RealDenoisePipeline.from_pretrained(DEFAULT_MODEL)
+    assert Path(by_name.name_or_path) == BUNDLED[DEFAULT_MODEL]
+    Path(DEFAULT_MODEL).mkdir()  # a folder of that name is meant where it is named, and never by default
+    assert Path(RealDenoisePipeline.from_pretrained().name_or_path) == BUNDLED[DEFAULT_MODEL]
+    with pytest.raises(OSError, match="model_index.json"):
+        RealDenoisePipeline.from_pretrained(DEFAULT_MODEL)
+
+
 def test_small_enough_and_made_to_be_tiled(bundled):
-    assert sum(file.stat().st_size for file in BUNDLED.rglob("*")) < 15e6
+    assert sum(file.stat().st_size for file in BUNDLED[DEFAULT_MODEL].rglob("*")) < 15e6
     assert isinstance(bundled.unet, LocalUNet2DModel)
 
 
@@ -64,7 +74,7 @@ def test_bfloat16_is_as_good_as_float32(bundled):
 
 
 def test_card_names_licence_and_training_data():
-    card = ModelCard.load(BUNDLED / "README.md")
+    card = ModelCard.load(BUNDLED[DEFAULT_MODEL] / "README.md")
     assert card.data.license == "apache-2.0" and card.data.library_name == "diffusers"
     for author in ("Aitzol Berasategi", "Jakub Mede", "Abhishek Mudgal", "CC-BY-4.0"):
         assert author in card.text

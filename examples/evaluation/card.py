@@ -19,8 +19,8 @@ RESULTS = re.compile(r"^## Results *(?:\n+(?:Not measured\.|\|[^|\n]*\| *\|.*(?:
 def model_results(data: list[dict], folder: Path) -> list[Result]:
     """Select the newest results of the model in `folder` on each test set from the data that `results.json` holds."""
     models = [folder.resolve()]
-    if folder.resolve() == BUNDLED.resolve():
-        models.append(Path(BUNDLED.name).resolve())  # its name where no --model is given
+    if folder.resolve() in BUNDLED.values():
+        models.append(Path(folder.name).resolve())  # where the name was given as --model, or none
     newest = {}
     for part in data:
         count = len(part["pictures"])

@@ -22,7 +22,8 @@ from .unet_local import LocalUNet2DModel
 from .walks import Walks
 
 
-BUNDLED = Path(__file__).parent / "pretrained" / "gdd-small"  # the weights that come with the package
+BUNDLED = {folder.name: folder for folder in Path(__file__).parent.glob("pretrained/*")}  # come with the package
+DEFAULT_MODEL = "gdd-small"
 COMPONENT_CLASSES = (UNet2DModel, LocalUNet2DModel, InterpolationScheduler)
 
 
@@ -97,13 +98,15 @@ class RealDenoisePipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
         """
-        Load a pipeline as [`~diffusers.DiffusionPipeline.from_pretrained`] does, from a folder or a Hub repo, or,
-        without an argument, from the weights that come with the package.
+        Load a pipeline as [`~diffusers.DiffusionPipeline.from_pretrained`] does, from a folder or a Hub repo, or from
+        the weights that come with the package: `"gdd-small"`, the default, or `"gdd-fast"`.
 
         Raises:
             `ValueError` or `OSError`: If a file is missing or damaged, or weights do not fit the configuration.
         """
-        folder = str(pretrained_model_name_or_path or BUNDLED)
+        folder = str(pretrained_model_name_or_path or DEFAULT_MODEL)
+        if pretrained_model_name_or_path is None or not os.path.isdir(folder):
+            folder = str(BUNDLED.get(folder, folder))
         if os.path.isdir(folder):
             weights = check_folder(folder, *COMPONENT_CLASSES, **kwargs)
             if weights and ".bin" in weights.name:

@@ -44,7 +44,7 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
     """
     Load a pipeline, without log messages or progress bars.
 
-    `model` is a folder, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub; the bundled weights if not given.
+    `model` is a folder, the name of bundled weights, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
 
     Raises:
         `OSError`: If the model cannot be found or loaded, in one sentence.
@@ -57,19 +57,18 @@ def load_model(model: str | None = None, device: str = "auto", dtype: str = "aut
     chosen_device, chosen_dtype = choose_device(device, dtype)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = Path(model or BUNDLED)
-    # the Hub's client and diffusers raise errors of many classes, which all mean that there is no such model
-    if model and (hub_only or not folder.is_dir()):
+    folder = model
+    if model and model not in BUNDLED and (hub_only or not Path(model).is_dir()):
         name, _, revision = model.partition("@")
         try:
             folder = RealDenoisePipeline.download(name, revision=revision or None)
-        except Exception as error:
+        except Exception as error:  # of many classes, which all mean that there is no such model
             looked_up = "" if hub_only else f"there is no folder {model}. "
             raise OSError(f"{looked_up}{first_line(error)}") from error
     try:
         return RealDenoisePipeline.from_pretrained(folder, dtype=chosen_dtype).to(chosen_device)
     except Exception as error:
-        raise OSError(f"cannot load the model in {folder}: {first_line(error)}") from error
+        raise OSError(f"cannot load the model {folder or 'that comes with gdd'}: {first_line(error)}") from error
 
 
 def configure(pipe, steps: int | None = None, rule: str | None = None, tile_size: int | None = None):
