@@ -3,6 +3,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -262,7 +264,7 @@ def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatc
         (tmp_path / "out" / "2.png").write_bytes(b"of the other run")
         return denoise(pipe, pixels, **kwargs)
 
-    with batch.claim(tmp_path / "out" / "0.png"):
+    with batch.claim(tmp_path / "out" / "0.png", overwrite=False):
         code, said = run("denoise", "in", "-o", "out")
         assert code == 0 and "2 denoised; 1 left to another run" in said
         assert not (tmp_path / "out" / "0.png").exists()
@@ -272,6 +274,33 @@ def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatc
     code, said = run("denoise", "in", "-o", "out")
     assert code == 0 and "0 denoised; 2 skipped" in said and "1 left to another run" in said
     assert (tmp_path / "out" / "2.png").read_bytes() == b"of the other run"
+
+
+def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tmp_path, monkeypatch):
+    for i in range(3):
+        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+    was_read = {f"{i}.png": threading.Event() for i in range(3)}
+    denoise, read_image, calls = batch.denoise_pixels, batch.read_image, []
+
+    def read_and_tell(path, max_pixels):
+        image = read_image(path, max_pixels)
+        was_read[path.name].set()
+        return image
+
+    def denoise_after_that(pipe, pixels, **kwargs):
+        number = len(calls)
+        calls.append(pixels)
+        if number < 2:
+            assert was_read[f"{number + 1}.png"].wait(30)
+        deadline = time.monotonic() + 30
+        while number and not (tmp_path / "out" / f"{number - 1}.png").exists():
+            assert time.monotonic() < deadline
+        return denoise(pipe, pixels, **kwargs)
+
+    monkeypatch.setattr(batch, "read_image", read_and_tell)
+    monkeypatch.setattr(batch, "denoise_pixels", denoise_after_that)
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 0 and "3 denoised" in said
 
 
 def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):

@@ -4,7 +4,10 @@ import hashlib
 import os
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,23 @@ class TakenByAnotherRun(Exception):
     """Another run is making, or has just made, the same result."""
 
 
-def run(batch: Batch, pipe, quiet: bool, **options) -> None:
-    """Denoise the jobs of a batch. An image that fails does not stop the others; Ctrl-C does."""
+@dataclass
+class FileOptions:
+    """How images are read and written."""
+
+    format: str | None = None  # each input's own if None
+    quality: int | None = None
+    overwrite: bool = False
+    sheet: Path | None = None
+    max_pixels: int | None = None
+
+
+def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
+    """
+    Denoise the jobs of a batch. An image that fails does not stop the others; Ctrl-C does.
+
+    The next image is read, and the last one written, while the network works. `kwargs` are passed to the pipeline.
+    """
     bar = tqdm(
         total=len(batch.jobs),
         disable=quiet or None,  # None shows it on a terminal only
@@ -31,76 +49,91 @@ def run(batch: Batch, pipe, quiet: bool, **options) -> None:
         leave=False,
     )
     batch.device = f"{pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
-    start, number = time.monotonic(), 0
-    with bar:
+    start = time.monotonic()
+    jobs = list(batch.jobs.items())
+    unwritten: deque[tuple[Path, Future, ExitStack]] = deque()
+    with bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         show_progress(pipe, lambda done, total: bar.update(number + done / total - bar.n))
         try:
-            for number, (path, target) in enumerate(batch.jobs.items()):
+            following = reader.submit(read, *jobs[0], files)
+            for number, (path, target) in enumerate(jobs):
                 bar.set_description(path.name)
-                try:
-                    image = denoise_file(pipe, path, target, format=batch.format, **options)
-                except TakenByAnotherRun:
-                    batch.num_taken += 1
-                except Exception as error:  # of any kind: the other images can still be denoised
-                    batch.failed[path] = first_line(error)
-                else:
-                    batch.done.append(path)
-                    batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
-                    batch.notes += [f"{path}: {note}." for note in image.notes]
-                    if image.cmyk:
-                        batch.notes.append(f"{path} was CMYK, and its result is sRGB.")
+                image = following
+                if number + 1 < len(jobs):
+                    following = reader.submit(read, *jobs[number + 1], files)
+                with ExitStack() as claims:
+                    try:
+                        claims.enter_context(claim(target, files.overwrite))
+                        denoised = denoise_pixels(pipe, image.result().pixels, **kwargs)
+                        result = writer.submit(write, image.result(), target, denoised, files)
+                    except Exception as error:  # of any kind: the other images can still be denoised
+                        result = Future()
+                        result.set_exception(error)
+                    unwritten.append((path, result, claims.pop_all()))
+                if len(unwritten) > 1:  # so as not to gather them in memory
+                    record(batch, *unwritten.popleft())
                 bar.update(number + 1 - bar.n)
         except KeyboardInterrupt:
             batch.interrupted = True
+        for job in unwritten:
+            record(batch, *job)
     batch.seconds = time.monotonic() - start
 
 
-def denoise_file(
-    pipe,
-    path: Path,
-    target: Path,
-    *,
-    format: str | None = None,
-    quality: int | None = None,
-    overwrite: bool = False,
-    sheet: Path | None = None,
-    max_pixels: int | None = None,
-    **kwargs,
-) -> ImageFile:
-    """Denoise one file into another; `kwargs` are passed to the pipeline."""
-    with claim(target):
-        if target.exists() and not overwrite:
-            raise TakenByAnotherRun
-        image = read_image(path, max_pixels or MAX_PIXELS)
+def record(batch: Batch, path: Path, result: Future, claims: ExitStack):
+    """Wait until an image is written, and record what happened to it."""
+    with claims:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            folder = printable(target.parent)
-            raise OSError(f"the folder {folder} cannot be made: {error.strerror}; choose another place.") from error
-        # checked before the work, not after it
-        check_output(target, image.pixels, image, format, overwrite)
-        if sheet:
-            sheet_format = None if sheet.suffix else "png"
-            check_output(sheet, image.pixels[..., :1], format=sheet_format, overwrite=overwrite)  # it has no alpha
-        denoised = denoise_pixels(pipe, image.pixels, **kwargs)
-        try:
-            write_image(target, denoised, like=image, format=format, quality=quality, overwrite=overwrite)
-        except FileExistsError:  # a run on another machine was faster
-            raise TakenByAnotherRun from None
-    if sheet:
+            image = result.result()
+        except TakenByAnotherRun:
+            batch.num_taken += 1
+        except Exception as error:
+            batch.failed[path] = first_line(error)
+        else:
+            batch.done.append(path)
+            batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
+            batch.notes += [f"{path}: {note}." for note in image.notes]
+            if image.cmyk:
+                batch.notes.append(f"{path} was CMYK, and its result is sRGB.")
+
+
+def read(path: Path, target: Path, options: FileOptions) -> ImageFile:
+    """Read an image, and check that its result can be written."""
+    if target.exists() and not options.overwrite:
+        raise TakenByAnotherRun
+    image = read_image(path, options.max_pixels or MAX_PIXELS)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        folder = printable(target.parent)
+        raise OSError(f"the folder {folder} cannot be made: {error.strerror}; choose another place.") from error
+    check_output(target, image.pixels, image, options.format, options.overwrite)
+    if sheet := options.sheet:
+        # which has no alpha
+        check_output(sheet, image.pixels[..., :1], None, None if sheet.suffix else "png", options.overwrite)
+    return image
+
+
+def write(image: ImageFile, target: Path, denoised: np.ndarray, options: FileOptions) -> ImageFile:
+    """Write the denoised pixels of an image, and the sheet that compares them."""
+    try:
+        write_image(target, denoised, image, options.format, options.quality, options.overwrite)
+    except FileExistsError:  # a run on another machine was faster
+        raise TakenByAnotherRun from None
+    if sheet := options.sheet:
         before, after = (Image.fromarray(for_display(pixels)) for pixels in (image.pixels, denoised))
-        comparison = compare({"before": before, "after": after})
-        write_image(sheet, np.asarray(comparison), format=sheet_format, overwrite=overwrite)
+        pixels = np.asarray(compare({"before": before, "after": after}))
+        write_image(sheet, pixels, format=None if sheet.suffix else "png", overwrite=options.overwrite)
     return image
 
 
 @contextmanager
-def claim(target: Path):
+def claim(target: Path, overwrite: bool):
     """
     Keep other runs on this machine from making the same result.
 
     Raises:
-        [`TakenByAnotherRun`]: If one is making it.
+        [`TakenByAnotherRun`]: If one is making it, or has made it.
     """
     name = hashlib.sha256(os.fsencode(os.path.realpath(target))).hexdigest()
     # not beside the target, where it would stay if this process were killed
@@ -110,11 +143,13 @@ def claim(target: Path):
     except Timeout:
         raise TakenByAnotherRun from None
     except OSError:  # no lock can be had: it is another user's, or the disk is full
-        yield
-        return
+        lock = None
     try:
+        if target.exists() and not overwrite:
+            raise TakenByAnotherRun
         yield
     finally:
-        with suppress(OSError):
-            os.unlink(lock.lock_file)
-        lock.release()
+        if lock:
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+            lock.release()

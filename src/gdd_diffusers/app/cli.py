@@ -84,7 +84,7 @@ def denoise(
 ):
     """Remove the noise from images. Depth, colour profile and metadata stay as they are; CMYK becomes sRGB."""
     from ..files import printable
-    from .batch import run
+    from .batch import FileOptions, run
     from .planning import plan
 
     with exit_on_errors():
@@ -92,8 +92,8 @@ def denoise(
         if batch.jobs:
             pipe = load_model(model, device, dtype)
             configure(pipe, steps, rule, tile_size)
-            files = {"quality": quality, "overwrite": overwrite, "sheet": compare, "max_pixels": max_pixels}
-            run(batch, pipe, quiet, **files, num_inference_steps=steps, strength=strength)
+            files = FileOptions(batch.format, quality, overwrite, compare, max_pixels)
+            run(batch, pipe, quiet, files, num_inference_steps=steps, strength=strength)
 
     for note in batch.notes if not quiet else []:
         say(note)
