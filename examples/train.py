@@ -44,7 +44,7 @@ from training.checkpoints import (
 )
 from training.data import load_data
 from training.machine import check_launch, has_fast_bf16, ignore_foreign_signals, stop_signals
-from training.model import PRESETS, build_optimizer, build_pipeline
+from training.model import PRESETS, build_optimizer, build_pipeline, load_teacher
 from training.validation import format_scores, training_card, validate
 
 from gdd_diffusers import losses
@@ -92,6 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("model").add_argument
     add("--model_config", default="gdd-small", help=f"JSON file, or {PRESETS}.")
     add("--pretrained_model", help="Folder or Hub repo of a pipeline to fine-tune, instead of a new model.")
+    add("--teacher", help="Pipeline whose predictions are the target, instead of the ground truth.")
     add("--prediction_type", choices=["sample", "flow_prediction"], help="Predict x0 (default) or the noise.")
     add = parser.add_argument_group("training").add_argument
     add("--output_dir", required=True)
@@ -148,16 +149,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def training_step(args, unet: torch.nn.Module, scheduler, pixel_unshuffle: int, batch: dict) -> torch.Tensor:
+def predict_x0(unet: torch.nn.Module, pipeline, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    pixel_unshuffle = pipeline.config.pixel_unshuffle
+    output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
+    return pipeline.scheduler.get_pred_original_sample(output, t, x_t)
+
+
+def training_step(args, unet: torch.nn.Module, pipeline, teacher, batch: dict) -> torch.Tensor:
     """Return the loss of the network's x0_hat, from x_t on the line between the clean and the noisy images."""
+    scheduler = pipeline.scheduler
     clean, noisy = (batch[name].float() / 127.5 - 1 for name in ("clean", "noisy"))
     u = batch["u"]
     t = scheduler.config.num_train_timesteps * (1 - u**2 if args.timestep_sampling == "far" else 1 - u)
     x_t = scheduler.add_noise(clean, noisy, t)
-    output = F.pixel_shuffle(unet(F.pixel_unshuffle(x_t, pixel_unshuffle), t).sample, pixel_unshuffle)
-    x0_hat = scheduler.get_pred_original_sample(output, t, x_t)
+    x0_hat = predict_x0(unet, pipeline, x_t, t)
     weight = losses.noise_weight(clean, noisy) if args.loss_weighting == "noise" else 1.0
-    return getattr(losses, args.loss)(x0_hat, clean, weight)
+    if teacher is None:
+        target = clean
+    else:
+        with torch.no_grad():
+            target = predict_x0(teacher.unet, teacher, x_t, t)
+    return getattr(losses, args.loss)(x0_hat, target, weight)
 
 
 def main(args: argparse.Namespace):
@@ -188,11 +200,13 @@ def main(args: argparse.Namespace):
 
     # 1. Model
     pipeline = build_pipeline(args)
-    unet, scheduler, pixel_unshuffle = pipeline.unet, pipeline.scheduler, pipeline.config.pixel_unshuffle
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    teacher = load_teacher(args.teacher, scheduler).to(accelerator.device) if args.teacher else None
     if max(args.validation_inference_steps) > scheduler.config.num_train_timesteps:
         raise ValueError(f"--validation_inference_steps must be at most {scheduler.config.num_train_timesteps}.")
-    if any(crop % pipeline.spatial_multiple for crop, _ in args.crop_size):
-        raise ValueError(f"--crop_size must be made of multiples of {pipeline.spatial_multiple} for this network.")
+    for network in filter(None, (pipeline, teacher)):
+        if any(crop % network.spatial_multiple for crop, _ in args.crop_size):
+            raise ValueError(f"--crop_size must be made of multiples of {network.spatial_multiple} for this network.")
     unet.train()  # a pretrained model comes in evaluation mode
     unet.to(memory_format=torch.channels_last)  # convolutions are some 5% faster, on a GPU more
     optimizer = build_optimizer(args, unet)
@@ -206,7 +220,7 @@ def main(args: argparse.Namespace):
     recipe = {
         "options": vars(args) | {"num_processes": accelerator.num_processes},
         "model": {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
-        | {"pixel_unshuffle": pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
+        | {"pixel_unshuffle": pipeline.config.pixel_unshuffle, "prediction_type": scheduler.config.prediction_type},
     }
     step = 0
     if args.resume_from_checkpoint:
@@ -286,7 +300,7 @@ def main(args: argparse.Namespace):
             batch = send_to_device(batches.simulate(batch), accelerator.device)
             num_pixels += batch["clean"].numel() / 3
             with accelerator.accumulate(unet):
-                loss = training_step(args, unet, scheduler, pixel_unshuffle, batch)
+                loss = training_step(args, unet, pipeline, teacher, batch)
                 micro_losses.append(accelerator.reduce(loss.detach(), "mean").item())
                 if not math.isfinite(micro_losses[-1]):
                     files = ", ".join(dict.fromkeys(batch["files"]))

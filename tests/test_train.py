@@ -324,6 +324,11 @@ def test_goes_on_from_a_pipeline(whole, data, tmp_path):
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
 
 
+def test_teacher_gives_the_target(data, whole, tmp_path):
+    taught = run(data, tmp_path, pretrained_model=whole, teacher=whole, max_train_steps=2)
+    assert taught[0]["loss"] == pytest.approx(1e-3)  # Charbonnier's, of a prediction that is the target
+
+
 def test_dropout_is_active_in_training_and_not_in_validation(whole, data, tmp_path):
     """With a pretrained model and a learning rate of 0, nothing but dropout can change a score."""
     dropout = tmp_path / "dropout"

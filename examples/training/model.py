@@ -37,6 +37,20 @@ def build_pipeline(args) -> RealDenoisePipeline:
     return pipeline
 
 
+def load_teacher(name: str, scheduler: InterpolationScheduler) -> RealDenoisePipeline:
+    """Load the pipeline of `--teacher`, whose predictions for the same x_t and t a new one is to learn."""
+    teacher = RealDenoisePipeline.from_pretrained(name)
+    if teacher.unet.config.in_channels != 3 * teacher.config.pixel_unshuffle**2:
+        raise ValueError(f"--teacher {name} is for grayscale images; training is on RGB.")
+    if teacher.scheduler.config.num_train_timesteps != scheduler.config.num_train_timesteps:
+        raise ValueError(
+            f"--teacher {name} has {teacher.scheduler.config.num_train_timesteps} timesteps, and the network to train "
+            f"{scheduler.config.num_train_timesteps}."
+        )
+    teacher.unet.to(memory_format=torch.channels_last)
+    return teacher
+
+
 def build_optimizer(args, unet: torch.nn.Module) -> torch.optim.Optimizer:
     """
     Make AdamW, or Muon (https://kellerjordan.github.io/posts/muon/) for the hidden convolutions and AdamW for the
