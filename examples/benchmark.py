@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Measure what the pipeline adds to the cost of the network, and the time and memory of the `gdd` command.
+"""Measure the network against the processor, the pipeline against the network, and the `gdd` command.
 
     python examples/benchmark.py                  # the bundled weights; about ten minutes on two cores
     python examples/benchmark.py --megapixels 12  # without the 100-megapixel image
+    python examples/benchmark.py --model gdd-small gdd-fast --dtype float32 bfloat16
 
 Prints tables. Times are medians of interleaved runs, with the smallest and the largest in parentheses.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -21,10 +23,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.hub import markdown_table
 from gdd_diffusers.memory import keep_freed_memory
+from gdd_diffusers.pipeline_real_denoise import DEFAULT_MODEL
 
 
 GDD = str(Path(sys.executable).parent / "gdd")
@@ -32,10 +36,11 @@ GDD = str(Path(sys.executable).parent / "gdd")
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Folder or Hub repo; the bundled weights by default.")
+    parser.add_argument("--model", nargs="+", default=[None], help="Names, folders or Hub repos.")
     parser.add_argument("--megapixels", type=int, nargs="+", default=[12, 100], help="Image sizes for the command.")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--num_images", type=int, default=24, help="Of a folder of small images, for the command.")
     return parser.parse_args()
 
 
@@ -58,27 +63,46 @@ def noisy_photograph(megapixels: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def pipeline_against_network(pipe, image: np.ndarray, runs: int):
-    """Time whole calls of the pipeline against calls of the network alone, on a tile."""
+def pipeline_against_network(pipes: dict[str, RealDenoisePipeline], image: np.ndarray, runs: int):
+    """Time whole calls of the pipelines, calls of their networks alone, on a tile, and a matrix product."""
     megapixels = image.shape[0] * image.shape[1] / 1e6
-    side = pipe.config.tile_size or 512
-    tile = F.pixel_unshuffle(torch.rand(1, 3, side, side), pipe.config.pixel_unshuffle)
-    tile = tile.to(pipe.unet.dtype, memory_format=torch.channels_last)  # and memory kept, as in the pipeline
-    network, whole = [], []
+    timestep = torch.tensor(1000.0)
+    tiles, flops, times = {}, {}, {}
+    for name, pipe in pipes.items():
+        side = pipe.config.tile_size or 512
+        tile = F.pixel_unshuffle(torch.rand(1, 3, side, side), pipe.config.pixel_unshuffle)
+        tiles[name] = tile.to(pipe.unet.dtype, memory_format=torch.channels_last)  # as in the pipeline
+        with FlopCounterMode(display=False) as counter:
+            pipe.unet(tiles[name], timestep)
+        flops[name] = counter.get_total_flops() / side**2
+        times[name] = {"product": [], "network": [], "pipeline": []}
     for _ in range(runs):
-        start = time.perf_counter()
-        with keep_freed_memory():
-            for _ in range(4):
-                pipe.unet(tile, torch.tensor(1000.0))
-        network.append((time.perf_counter() - start) / (4 * side**2 / 1e6))
-        start = time.perf_counter()
-        pipe(image, num_inference_steps=1, output_type="np")
-        whole.append((time.perf_counter() - start) / megapixels)
-    print(f"\n## One step on {megapixels:.0f} Mpx, tile_size {side}, {pipe.unet.dtype}\n")
-    times = {"network alone": network, "pipeline": whole}
-    rows = [[name, spread(values), f"{1 / statistics.median(values):.2f}"] for name, values in times.items()]
-    print(markdown_table(["", "seconds per Mpx", "Mpx/s"], rows))
-    print(f"\npipeline / network {spread([a / b for a, b in zip(whole, network, strict=True)])}")
+        for name, pipe in pipes.items():
+            side = pipe.config.tile_size or 512
+            with keep_freed_memory():  # as the pipeline does
+                matrix = torch.rand(4096, 4096, dtype=pipe.unet.dtype)
+                times[name]["product"].append(seconds(lambda m=matrix: m @ m) / (2 * 4096**3))
+                network = seconds(lambda pipe=pipe, tile=tiles[name]: pipe.unet(tile, timestep), repeat=4)
+            times[name]["network"].append(network / (side**2 / 1e6))
+            whole = seconds(lambda pipe=pipe: pipe(image, num_inference_steps=1, output_type="np"))
+            times[name]["pipeline"].append(whole / megapixels)
+    rows = []
+    for name, of_model in times.items():
+        product, network = (statistics.median(of_model[key]) for key in ("product", "network"))
+        share = flops[name] / (network / 1e6) * product
+        overhead = [a / b for a, b in zip(of_model["pipeline"], of_model["network"], strict=True)]
+        row = [f"{flops[name] / 1e3:.0f}", f"{1e-9 / product:.0f}", f"{1 / network:.2f}", f"{share:.0%}"]
+        rows.append([name, *row, f"{1 / statistics.median(of_model['pipeline']):.2f}", spread(overhead)])
+    header = ["", "kFLOP per pixel", "matrix product, GFLOP/s", "network, Mpx/s", "of the product's rate"]
+    header += [f"pipeline on {megapixels:.0f} Mpx, Mpx/s", "pipeline / network, time"]
+    print(f"\n## One step\n\n{markdown_table(header, rows)}")
+
+
+def seconds(function, repeat: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        function()
+    return (time.perf_counter() - start) / repeat
 
 
 def run(command: list[str]) -> tuple[float, float, float]:
@@ -93,18 +117,33 @@ def run(command: list[str]) -> tuple[float, float, float]:
 
 
 def denoise_command(args):
+    """Time `gdd denoise` on single images, and on a folder of small ones beside one with as many pixels."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        inputs = {}
         for megapixels in args.megapixels:
-            file = Path(folder) / (f"{megapixels}.jpg" if megapixels <= 50 else f"{megapixels}.tif")
+            file = folder / f"{megapixels}.{'jpg' if megapixels <= 50 else 'tif'}"
             Image.fromarray(noisy_photograph(megapixels)).save(file, quality=95)
-            command = [GDD, "denoise", str(file), "-o", str(file.with_stem("out")), "--steps", "1", "--overwrite"]
-            command += ["--dtype", args.dtype] + (["--model", args.model] if args.model else [])
-            seconds, _, memory = run(command)
-            name = f"{megapixels} Mpx {file.suffix}"
-            rows.append([name, f"{seconds:.1f}", f"{seconds / megapixels:.3f}", f"{memory:.0f}"])
-    header = ["image", "seconds", "seconds per Mpx", "peak resident MB"]
-    print(f"\n## `gdd denoise --steps 1`\n\n{markdown_table(header, rows)}")
+            inputs[f"{megapixels} Mpx {file.suffix}"] = megapixels, file
+        if args.num_images:
+            (folder / "small").mkdir()
+            sizes = np.linspace(0.5, 1.5, args.num_images)  # no two the same
+            for i, megapixels in enumerate(sizes):
+                Image.fromarray(noisy_photograph(megapixels)).save(folder / "small" / f"{i}.jpg", quality=95)
+            inputs[f"{args.num_images} images of 0.5 to 1.5 Mpx"] = sizes.sum(), folder / "small"
+            Image.fromarray(noisy_photograph(sizes.sum())).save(folder / "whole.jpg", quality=95)
+            inputs[f"one image of {sizes.sum():.0f} Mpx"] = sizes.sum(), folder / "whole.jpg"
+        for model, dtype in itertools.product(args.model, args.dtype):
+            for name, (megapixels, path) in inputs.items():
+                command = [GDD, "denoise", str(path), "-o", str(folder / "out" / path.name), "--overwrite"]
+                command += ["--max-pixels", "1000000000"]
+                command += ["--steps", "1", "--dtype", dtype] + (["--model", model] if model else [])
+                wall, _, memory = run(command)
+                rate = f"{megapixels / wall:.2f}"
+                rows.append([f"{model or DEFAULT_MODEL}, {dtype}", name, f"{wall:.1f}", rate, f"{memory:.0f}"])
+    header = ["model", "input", "seconds, with start", "Mpx/s", "peak resident MB"]
+    print(f"\n## `gdd denoise --steps 1`\n\n{markdown_table(header, rows, 2)}")
 
 
 def start_up(runs: int):
@@ -122,10 +161,13 @@ def start_up(runs: int):
 def main(args):
     threads = f"{torch.get_num_threads()} threads"
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads}")
-    pipe = RealDenoisePipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    pipe.set_progress_bar_config(disable=True)
+    pipes = {}
+    for model, dtype in itertools.product(args.model, args.dtype):
+        pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+        pipe.set_progress_bar_config(disable=True)
+        pipes[f"{model or DEFAULT_MODEL}, {dtype}"] = pipe
     start_up(args.runs)
-    pipeline_against_network(pipe, noisy_photograph(min(args.megapixels)), args.runs)
+    pipeline_against_network(pipes, noisy_photograph(min(args.megapixels)), args.runs)
     denoise_command(args)
 
 

@@ -369,8 +369,8 @@ def test_controls_start_with_the_defaults_of_the_model(visit, tmp_path):
     page.press("More")
     assert page.page.get_by_label("Tile size").input_value() == "64"
     assert page.page.get_by_role("radio", name="improved").is_checked()
-    field = page.page.get_by_role("textbox", name="Model")
-    field.fill("")
+    field = page.page.get_by_role("combobox", name="Model")
+    field.fill("gdd-small")
     field.press("Enter")
     sync_api.expect(page.page.get_by_label("Tile size")).to_have_value("1024")
     field.fill(str(tmp_path))

@@ -53,9 +53,13 @@ def test_seams(cls, tmp_path, monkeypatch, capsys):
 
 def test_benchmark(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
-    launch("benchmark.py", "--model", tmp_path / "model", "--megapixels", 1, "--runs", 1, monkeypatch=monkeypatch)
+    options = ["--megapixels", 1, "--runs", 1, "--num_images", 2]
+    launch("benchmark.py", "--model", tmp_path / "model", *options, monkeypatch=monkeypatch)
     said = capsys.readouterr().out
-    assert "`gdd --help`" in said and "pipeline / network" in said and "| 1 Mpx .jpg |" in said
+    assert "`gdd --help`" in said and "pipeline / network" in said
+    assert all(
+        f"| {images} |" in said for images in ("1 Mpx .jpg", "2 images of 0.5 to 1.5 Mpx", "one image of 2 Mpx")
+    )
 
 
 def test_benchmark_makes_images_of_the_size_that_it_says():

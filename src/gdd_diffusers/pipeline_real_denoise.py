@@ -105,7 +105,7 @@ class RealDenoisePipeline(DiffusionPipeline):
             `ValueError` or `OSError`: If a file is missing or damaged, or weights do not fit the configuration.
         """
         folder = str(pretrained_model_name_or_path or DEFAULT_MODEL)
-        if pretrained_model_name_or_path is None or not os.path.isdir(folder):
+        if not pretrained_model_name_or_path or not os.path.isdir(folder):
             folder = str(BUNDLED.get(folder, folder))
         if os.path.isdir(folder):
             weights = check_folder(folder, *COMPONENT_CLASSES, **kwargs)

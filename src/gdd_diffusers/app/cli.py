@@ -28,7 +28,7 @@ Dtype = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Largest image to read, as width times height; a limit of memory.")
 ]
-Model = Annotated[str | None, typer.Option(help="Folder or Hub repo, ORG/NAME or ORG/NAME@REVISION.")]
+Model = Annotated[str | None, typer.Option(help="gdd-small, gdd-fast, a folder, or ORG/NAME[@REVISION] on the Hub.")]
 
 
 def say(message: str):
@@ -64,6 +64,7 @@ def denoise(
         ),
     ] = None,
     model: Model = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Short for --model gdd-fast.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own if not given.")] = None,
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 leaves the image as it is, 1 removes all noise.")
@@ -87,10 +88,12 @@ def denoise(
     from .batch import FileOptions, run
     from .planning import plan
 
+    if fast and model:
+        raise fail("--fast is short for --model gdd-fast; leave one of them out.", 2)
     with exit_on_errors():
         batch = plan(inputs, output, format, recursive, overwrite, compare)
         if batch.jobs:
-            pipe = load_model(model, device, dtype)
+            pipe = load_model("gdd-fast" if fast else model, device, dtype)
             configure(pipe, steps, rule, tile_size)
             files = FileOptions(batch.format, quality, overwrite, compare, max_pixels)
             run(batch, pipe, quiet, files, num_inference_steps=steps, strength=strength)
@@ -113,7 +116,7 @@ def denoise(
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="Folder or Hub repo; the bundled weights if not given.")] = None,
+    model: Annotated[str | None, typer.Argument(help="gdd-small, gdd-fast, a folder, or a Hub repo.")] = None,
 ):
     """Print what a model is: size, settings, training data, licence, measured quality."""
     with exit_on_errors():
@@ -124,7 +127,7 @@ def info(
         pipe.config[key] for key in ("default_num_inference_steps", "tile_overlap", "tile_size")
     )
     rows = {
-        "model": model or "gdd-small, bundled with gdd",
+        "model": model or "gdd-small",
         "network": f"{type(pipe.unet).__name__}, {parameters / 1e6:.2f} million parameters",
         "sees": f"{pipe.receptive_field} px to each side" if pipe.receptive_field else "the whole image",
         "prediction": pipe.scheduler.config.prediction_type,

@@ -28,7 +28,7 @@ from PIL import Image
 from ...files import FORMATS, ImageFile, check_output, for_display, read_image, write_image
 from ...image_processor import pixels_to_tensor
 from ...metrics import psnr, ssim
-from ...pipeline_real_denoise import RealDenoisePipeline
+from ...pipeline_real_denoise import BUNDLED, DEFAULT_MODEL, RealDenoisePipeline
 from ..denoising import configure, denoise_pixels, first_line, load_model, show_progress, simulate_pixels
 
 
@@ -81,12 +81,12 @@ class Jobs:
         self.running: tuple[Visitor, int] | None = None
         self.visitors: dict[str, Visitor] = {}
         self.numbers = itertools.count(1)
-        self.first_model, self.loaded = model or "", (None, None)
+        self.first_model, self.loaded = model or DEFAULT_MODEL, (None, None)
         self.load(self.first_model)
 
     def load(self, name: str) -> RealDenoisePipeline:
         """Load a model by its name; only the last one stays in memory."""
-        if self.one_model:
+        if not name or self.one_model and name not in BUNDLED:
             name = self.first_model
         loaded, pipe = self.loaded
         if name != loaded:
@@ -211,9 +211,8 @@ class Jobs:
     def denoise_image(self, file: Path, before: str, settings: Settings, progress: gr.Progress) -> tuple[dict, str]:
         """Denoise the image as `gdd denoise` does; return what the viewer shows, and the facts beside it."""
         progress(0, desc="Reading the image")
-        pipe = copy.copy(self.load(settings.model.strip()))  # so that this job's settings do not affect the next
+        pipe = copy.copy(self.load(settings.model))  # so that this job's settings do not affect the next
         configure(pipe, settings.steps, settings.rule, settings.tile_size)
-        model = self.loaded[0] or "gdd-small, bundled"
         self.raise_if_cancelled()
         like = read_image(file, MAX_PIXELS)
         self.raise_if_cancelled()
@@ -254,7 +253,7 @@ class Jobs:
         facts |= {
             "Time": f"{seconds:.2f} s, {megapixels / seconds:.2f} megapixels a second",
             "Device": f"{pipe.device}, {str(pipe.dtype).removeprefix('torch.')}",
-            "Model": f"{model}; {steps}, rule {settings.rule}",
+            "Model": f"{self.loaded[0]}; {steps}, rule {settings.rule}",
         }
         if clean is not None:
             facts |= measure(clean, noisy, denoised)
