@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..comparison import compare
 from ..files import MAX_PIXELS, ImageFile, check_output, for_display, printable, read_image, write_image
+from ..memory import keep_freed_memory
 from .denoising import denoise_pixels, first_line, show_progress
 from .planning import Batch
 
@@ -52,7 +53,8 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
     start = time.monotonic()
     jobs = list(batch.jobs.items())
     unwritten: deque[tuple[Path, Future, ExitStack]] = deque()
-    with bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    # the memory of one image serves the next, too
+    with bar, keep_freed_memory(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         show_progress(pipe, lambda done, total: bar.update(number + done / total - bar.n))
         try:
             following = reader.submit(read, *jobs[0], files)
