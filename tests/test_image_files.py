@@ -237,9 +237,7 @@ def test_orientation_is_applied_once_and_metadata_stays(tmp_path, extension, ori
     assert np.abs(decoded(tmp_path / f"out.{extension}").astype(int) - upright).max() <= (
         5 if extension == "jpg" else 0
     )
-    # libvips rewrites the EXIF of WebP and AVIF, and knows known tags only
-    unknown = None if extension == "webp" else "an unknown tag"
-    assert exif_of(tmp_path / f"out.{extension}") == (1, "Model 1", 3200, MAKER_NOTE, unknown, GPS)
+    assert exif_of(tmp_path / f"out.{extension}") == (1, "Model 1", 3200, MAKER_NOTE, "an unknown tag", GPS)
 
 
 @pytest.mark.parametrize("source", ["jpg", "png", "tif", "webp", "avif"])
@@ -256,11 +254,8 @@ def test_metadata_crosses_formats(tmp_path, source, target):
     out = pyvips.Image.new_from_file(str(tmp_path / f"out.{target}"))
     assert out.get("icc-profile-data") == profile
     assert out.get("xmp-data") == XMP.replace(b'Orientation="6"', b'Orientation="1"')
-    assert exif_of(tmp_path / f"out.{target}")[:3] == (1, "Model 1", 3200)
-    assert exif_of(tmp_path / f"out.{target}")[5] == GPS
-    if {source, target} <= {"jpg", "png", "tif"}:
-        assert round(out.xres * 25.4) == 300
-        assert exif_of(tmp_path / f"out.{target}")[3:5] == (MAKER_NOTE, "an unknown tag")
+    assert exif_of(tmp_path / f"out.{target}") == (1, "Model 1", 3200, MAKER_NOTE, "an unknown tag", GPS)
+    assert round(out.xres * 25.4) == 300
 
 
 @pytest.mark.parametrize("endian", ["<", ">"])
@@ -286,7 +281,7 @@ def test_jpeg_exif_stays_byte_for_byte_but_for_orientation_and_thumbnail(tmp_pat
         assert exif_of(tmp_path / name)[:4] == (1, "Model 1", 3200, MAKER_NOTE)
 
 
-def test_exif_too_long_for_a_jpeg_loses_the_makers_note_only(tmp_path):
+def test_exif_too_long_for_a_jpeg_loses_its_longest_tags_only(tmp_path):
     exif = Image.Exif()
     exif[0x0110] = "Model 1"
     exif.get_ifd(0x8769).update({0x8827: 3200, 0x927C: bytes(70_000)})
@@ -297,8 +292,9 @@ def test_exif_too_long_for_a_jpeg_loses_the_makers_note_only(tmp_path):
     assert exif_of(tmp_path / "out.jpg")[1:] == ("Model 1", 3200, None, None, GPS)
     exif[0x9C9C] = bytes(70_000)
     image.exif = exif.tobytes()[6:]
-    write_image(tmp_path / "without.jpg", pixels, like=image)
-    assert len(Image.open(tmp_path / "without.jpg").getexif()) == 0
+    write_image(tmp_path / "out.jpg", pixels, like=image, overwrite=True)
+    assert exif_of(tmp_path / "out.jpg")[1:] == ("Model 1", 3200, None, None, GPS)
+    assert image.notes == ["the longest tags of its EXIF were left out, since jpeg holds 64 KB of it"]
 
 
 @pytest.mark.parametrize("iptc", [IPTC, IPTC + b"\x1c\x02\x69\0\2!!"], ids=["even length", "odd length"])
@@ -542,10 +538,12 @@ def test_gain_map_of_an_hdr_jpeg_is_kept_and_turned(tmp_path):
     bright = vips(smooth()).colourspace("scrgb") * 3
     bright.copy(interpretation="scrgb").uhdrsave(str(tmp_path / "hdr.jpg"), keep="none")
     plain = read_image(tmp_path / "hdr.jpg")
-    directory = b'<Container:Directory><Item:Length="1"/></Container:Directory>'
-    plain.metadata["xmp-data"] = XMP.replace(b"<d", directory + b"<d")
-    sideways = ImageFile(plain.pixels, "jpeg", 8, metadata=plain.metadata, exif=exif_block(6)[6:])
-    write_image(tmp_path / "in.jpg", plain.pixels, like=sideways)
+    ((what, gain_map),) = plain.attached
+    assert what == "gain map"
+    plain.metadata["xmp-data"] = XMP.replace(b"<d", b'<Item:Length="%d"/><d' % len(gain_map))
+    plain.exif = exif_block(6)[6:]
+    write_image(tmp_path / "in.jpg", plain.pixels, like=plain)
+    assert (tmp_path / "in.jpg").read_bytes().endswith(gain_map)
     image = read_image(tmp_path / "in.jpg")
     assert image.format == "jpeg" and image.pixels.shape == (64, 48, 3)
     write_image(tmp_path / "out.jpg", image.pixels, like=image)
@@ -554,7 +552,9 @@ def test_gain_map_of_an_hdr_jpeg_is_kept_and_turned(tmp_path):
     gain = pyvips.Image.jpegload_buffer(out.get("gainmap-data"))
     assert (gain.width, gain.height) == (24, 32)
     assert exif_of(tmp_path / "out.jpg")[0:2] == (1, "Model 1")
-    assert Image.open(tmp_path / "out.jpg").info["xmp"] == XMP.replace(b'"6"', b'"1"')
+    ((_, turned),) = image.attached
+    xmp = XMP.replace(b'"6"', b'"1"').replace(b"<d", b'<Item:Length="%d"/><d' % len(turned))
+    assert Image.open(tmp_path / "out.jpg").info["xmp"] == xmp
     own = image.pixels if image.native is None else image.native
     assert np.abs(decoded(tmp_path / "out.jpg").astype(int) - own).max() <= 6
 
@@ -755,7 +755,7 @@ def test_other_channels(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_colours_by_code_that_would_be_lost(tmp_path):
+def test_colours_by_code_are_kept_or_refused(tmp_path):
     vips(smooth()).heifsave(str(tmp_path / "a.avif"), compression="av1", lossless=True)
     write_image(tmp_path / "a.png", smooth())
     avif, png = (tmp_path / "a.avif").read_bytes(), (tmp_path / "a.png").read_bytes()
@@ -766,8 +766,11 @@ def test_colours_by_code_that_would_be_lost(tmp_path):
         (tmp_path / "b.png").write_bytes(png)
         add_chunk(tmp_path / "b.png", b"cICP", bytes([primaries, transfer, 0, 1]))
         for name in ("b.avif", "b.png"):
-            if primaries == 1:
-                assert read_image(tmp_path / name).pixels.shape == (48, 64, 3)
+            if transfer == 13:
+                image = read_image(tmp_path / name)
+                expected = convert(smooth() / 255, P3 if primaries == 12 else SRGB, SRGB)
+                assert np.abs(image.pixels / 255 - expected).max() < 0.03
+                assert bool(image.implied_profile) == (primaries == 12)
             else:
                 with pytest.raises(ImageFileError, match="HDR or wide-gamut colour"):
                     read_image(tmp_path / name)

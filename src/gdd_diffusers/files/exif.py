@@ -1,16 +1,20 @@
 """Read and write the tags of EXIF blocks and TIFF files (TIFF 6.0, BigTIFF, EXIF 2.3)."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from mmap import mmap
 
 import numpy as np
 
 
-COMPRESSION, IPTC = 259, 33723
-MAKER_NOTE, EXIF = 0x927C, 0x8769
-_ORIENTATION, _GPS, _INTEROPERABILITY = 0x0112, 0x8825, 0xA005
-_SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
+COMPRESSION, EXTRA_SAMPLES, SUB_IMAGES = 259, 338, 330
+XMP, IPTC, ICC, PHOTOSHOP_LAYERS = 700, 33723, 34675, 37724
+ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 274, 282, 283, 296
+_EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+_WIDTHS_AND_HEIGHTS = {0x0100: 0x0101, 0xA002: 0xA003}
+_SUBDIRECTORIES = {_EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
 # bytes per number of the types 0 to 18
 _UNITS = (0, 1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4, 0, 0, 8, 8, 8)
 _RATIONALS = (5, 10)
@@ -22,13 +26,16 @@ _LAYOUTS = {
     b"MM\0+": (">", "Q", "Q"),
 }
 # the layout of the pixels, and what is kept elsewhere: XMP, IPTC, Photoshop, ICC
-_PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 301, *range(317, 348), *range(512, 533)}
-_PIXEL_TAGS |= {700, IPTC, 34377, 34675, 37724}
+_PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 317, *range(320, 348), *range(512, 533)}
+_PIXEL_TAGS -= {ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
+_PIXEL_TAGS |= {XMP, IPTC, 34377, ICC, PHOTOSHOP_LAYERS}
+_SUBFILE_TYPE, _OLD_SUBFILE_TYPE = 254, 255
+_MAX_PAGES = 1000
 
 
-def read_tags(data: bytes | mmap) -> tuple[dict, bool]:
+def read_tags(data: bytes | mmap, page: int = 0) -> tuple[dict, bool]:
     """
-    Read the tags of the first image.
+    Read the tags of the first image, or of another page.
 
     Returns {tag: (type, count, value)}, empty if `data` is no TIFF; and whether tags were left out because they are
     damaged, repeat an earlier one, or share bytes, as in files made to fill the memory. A value is little-endian
@@ -37,16 +44,39 @@ def read_tags(data: bytes | mmap) -> tuple[dict, bool]:
     budget = _Budget(len(data))
     try:
         layout = _LAYOUTS[data[:4]]
-        tags = _read_directory(data, _first_directory(data, layout), layout, _SUBDIRECTORIES, budget)
-    except (KeyError, struct.error, OverflowError):
+        (at,) = islice(_directories(data, layout), page, page + 1)
+        tags = _read_directory(data, at, layout, _SUBDIRECTORIES, budget)
+    except (KeyError, ValueError, struct.error, OverflowError):
         tags = {}
     return tags, budget.incomplete
 
 
-def with_pixel_tags_only(data: bytes) -> bytes:
-    """Return a TIFF file with the tags that locate and describe the pixels, but no others that could be wrong."""
+def full_pages(data: bytes | mmap) -> list[int]:
+    """Return the numbers of a TIFF file's pages that are neither smaller copies nor masks of another."""
+    pages = []
+    try:
+        order, counter, word = layout = _LAYOUTS[data[:4]]
+        width = struct.calcsize("<" + word)
+        for page, at in enumerate(islice(_directories(data, layout), _MAX_PAGES)):
+            pages.append(page)
+            # tags are sorted, so these come first
+            for entry in range(2):
+                start = at + struct.calcsize("<" + counter) + entry * (4 + 2 * width)
+                tag, kind = struct.unpack_from(order + "HH", data, start)
+                (value,) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, start + 4 + width)
+                if (tag == _SUBFILE_TYPE and value & 5) or (tag == _OLD_SUBFILE_TYPE and value == 2):
+                    pages.pop()
+                    break
+    except (KeyError, struct.error, OverflowError):
+        # what libvips thinks of it counts
+        pass
+    return pages
+
+
+def with_pixel_tags_only(data: bytes, page: int) -> bytes:
+    """Return a page of a TIFF file with the tags that locate and describe the pixels, but no others that may be wrong."""
     order, counter, word = layout = _LAYOUTS[data[:4]]
-    start, step = _first_directory(data, layout), 4 + 2 * struct.calcsize("<" + word)
+    (start,), step = islice(_directories(data, layout), page, page + 1), 4 + 2 * struct.calcsize("<" + word)
     (count,) = struct.unpack_from(order + counter, data, start)
     start += struct.calcsize("<" + counter)
     entries = (data[at : at + step] for at in range(start, min(start + step * count, len(data)), step))
@@ -59,6 +89,19 @@ def with_pixel_tags_only(data: bytes) -> bytes:
     return data[: len(pointer)] + pointer + data[2 * len(pointer) :] + padding + directory
 
 
+def with_number(data: bytes, page: int, tag: int, value: int) -> bytes:
+    """Return a TIFF file in which a tag of a page has another value, below 65536."""
+    order, counter, word = layout = _LAYOUTS[data[:4]]
+    (start,), width = islice(_directories(data, layout), page, page + 1), struct.calcsize("<" + word)
+    (count,) = struct.unpack_from(order + counter, data, start)
+    block, start = bytearray(data), start + struct.calcsize("<" + counter)
+    for entry in range(start, start + count * (4 + 2 * width), 4 + 2 * width):
+        if struct.unpack_from(order + "H", block, entry)[0] == tag:
+            struct.pack_into(order + "H", block, entry + 4 + width, value)
+            break
+    return bytes(block)
+
+
 def without_pixel_tags(tags: dict) -> dict:
     return {tag: tags[tag] for tag in tags if tag not in _PIXEL_TAGS}
 
@@ -68,30 +111,52 @@ def pack_exif(tags: dict) -> bytes:
 
 
 def append_tags(data: bytes | mmap, tags: dict) -> tuple[bytes, bytes]:
-    """Add tags to a little-endian TIFF file: return its new first bytes, and what to append."""
+    """Put tags into a little-endian TIFF file: return its new first bytes, and what to append."""
     layout = _LAYOUTS[data[:4]]
     padding = len(data) % 2
     start = len(data) + padding
     pointer = struct.pack("<" + layout[2], start)
-    return data[: len(pointer)] + pointer, bytes(padding) + _pack_directory(tags | read_tags(data)[0], start, layout)
+    return data[: len(pointer)] + pointer, bytes(padding) + _pack_directory(read_tags(data)[0] | tags, start, layout)
 
 
-def upright_exif(exif: bytes) -> bytes:
-    """Set the orientation of an EXIF block to 1 and drop its thumbnail; every other byte stays where it was."""
-    exif = bytearray(exif.removeprefix(b"Exif\0\0"))
+def number(tags: dict, tag: int, default: int = 0) -> int:
+    """Return the first number of a tag of `read_tags`, or the default if there is no such tag."""
+    kind, _, value = tags.get(tag, (0, 0, b""))
+    return int.from_bytes(value[: _UNITS[kind]], "little") if value else default
+
+
+def upright_exif(exif: bytes, swap_sides: bool = False) -> bytes:
+    """
+    Set the orientation of an EXIF block to 1 and drop its thumbnail; every other byte stays where it was.
+
+    `swap_sides` also exchanges the width and the height that it states.
+    """
+    block = bytearray(exif.removeprefix(b"Exif\0\0"))
     try:
-        order = _LAYOUTS[bytes(exif[:4])][0]
-        (at,) = struct.unpack_from(order + "I", exif, 4)
-        (entries,) = struct.unpack_from(order + "H", exif, at)
-        end = at + 2 + 12 * entries
-        for entry in range(at + 2, end, 12):
-            if struct.unpack_from(order + "H", exif, entry)[0] == _ORIENTATION:
-                struct.pack_into(order + "HIHH", exif, entry + 2, 3, 1, 1, 0)
-        struct.pack_into(order + "I", exif, end, 0)
+        order = _LAYOUTS[bytes(block[:4])][0]
+        (at,) = struct.unpack_from(order + "I", block, 4)
+        entries, end = _entries(block, order, at)
+        if _EXIF in entries:
+            (at,) = struct.unpack_from(order + "I", block, entries[_EXIF] + 8)
+            entries = _entries(block, order, at)[0] | entries
+        if ORIENTATION in entries:
+            struct.pack_into(order + "HIHH", block, entries[ORIENTATION] + 2, 3, 1, 1, 0)
+        for width, height in _WIDTHS_AND_HEIGHTS.items() if swap_sides else ():
+            if width in entries and height in entries:
+                first, second = (slice(entries[side] + 2, entries[side] + 12) for side in (width, height))
+                block[first], block[second] = block[second], block[first]
+        struct.pack_into(order + "I", block, end, 0)
     except (KeyError, struct.error):
         # not EXIF at all
         return b""
-    return bytes(exif)
+    return bytes(block)
+
+
+def _entries(block: bytearray, order: str, at: int) -> tuple[dict[int, int], int]:
+    """Return {tag: offset of its entry} of a directory, and the offset of what follows them."""
+    (count,) = struct.unpack_from(order + "H", block, at)
+    end = at + 2 + 12 * count
+    return {struct.unpack_from(order + "H", block, entry)[0]: entry for entry in range(at + 2, end, 12)}, end
 
 
 @dataclass
@@ -102,10 +167,17 @@ class _Budget:
     incomplete: bool = False
 
 
-def _first_directory(data: bytes | mmap, layout: tuple[str, str, str]) -> int:
-    # its offset is at 4 in a TIFF and at 8 in a BigTIFF, which is also its size
-    word = layout[0] + layout[2]
-    return struct.unpack_from(word, data, struct.calcsize(word))[0]
+def _directories(data: bytes | mmap, layout: tuple[str, str, str]) -> Iterator[int]:
+    """Yield the offsets of the directories of a file's pages."""
+    order, counter, word = layout
+    # the offset of the first is at 4 in a TIFF and at 8 in a BigTIFF, which is also its size
+    size, seen = struct.calcsize(order + word), set()
+    (at,) = struct.unpack_from(order + word, data, size)
+    while at and at not in seen:
+        yield at
+        seen.add(at)
+        (entries,) = struct.unpack_from(order + counter, data, at)
+        (at,) = struct.unpack_from(order + word, data, at + struct.calcsize(order + counter) + entries * (4 + 2 * size))
 
 
 def _read_directory(

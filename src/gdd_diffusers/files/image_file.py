@@ -31,12 +31,17 @@ class ImageFile:
         bits: Bits per channel in the file: 8, 10, 12 or 16.
         metadata: Header fields to write back, {libvips' name: value}.
         resolution: Pixels per millimetre, horizontal and vertical.
+        orientation: How the image was turned in the file, 1 to 8 as in EXIF.
         exif: The EXIF block from its TIFF header on, with orientation 1 and no thumbnail.
-        native: [H, W, 3], the file's own numbers if its profile is not sRGB.
+        implied_profile: An ICC profile of the colours that the file states in another way, as gAMA in a PNG.
+        native: [H, W, 1 or 3], the file's own numbers if its profile is not sRGB.
+        extra_samples: What the last of 2 or 4 channels is, as in TIFF: 2 transparency, 1 transparency that the colours
+            are multiplied with, 0 anything else.
         cmyk: Whether the file was CMYK; `pixels`, and what is written, are sRGB.
         saving: How the file was compressed, as options of libvips' saver.
-        verbatim: Bytes that only the same format can hold: the text of a PNG, the extended XMP of a JPEG.
-        notes: What was wrong with the file and left out or ignored, to tell the user.
+        verbatim: Bytes that only the same format can hold: chunks of a PNG, segments of a JPEG.
+        attached: What stands behind the image in a JPEG: (what it is, its bytes).
+        notes: What was wrong with the file or could not be kept, to tell the user.
     """
 
     pixels: np.ndarray
@@ -44,12 +49,29 @@ class ImageFile:
     bits: int
     metadata: dict = field(default_factory=dict)
     resolution: tuple[float, float] = (1.0, 1.0)
+    orientation: int = 1
     exif: bytes = b""
+    implied_profile: bytes = b""
     native: np.ndarray | None = None
     cmyk: bool = False
     saving: dict = field(default_factory=dict)
+    extra_samples: int = 2
     verbatim: bytes = b""
+    attached: list[tuple[str, bytes]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def profile(self) -> bytes:
+        return self.implied_profile or self.metadata.get("icc-profile-data", b"")
+
+    @property
+    def has_resolution(self) -> bool:
+        # libvips' value for unknown
+        return self.resolution != (1.0, 1.0)
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.pixels.shape[-1] in (2, 4)
 
 
 def printable(name: str | Path) -> str:

@@ -72,28 +72,46 @@ def rescale(image: pyvips.Image, maximum: int) -> pyvips.Image:
 
 
 def to_srgb(image: pyvips.Image, profile: bytes) -> pyvips.Image:
-    image = with_fields(image, {"icc-profile-data": profile} if profile else {})
+    """Convert grey, RGB or CMYK in the colours of `profile`; grey may have a profile of RGB."""
+    is_grey = image.bands == 1
+    image = with_fields(_with_bands_of(profile, image), {"icc-profile-data": profile} if profile else {})
     depth = 8 if image.format == "uchar" else 16
     # CMYK without a profile gets libvips' own
-    return image.icc_transform("srgb", embedded=True, input_profile="cmyk", black_point_compensation=True, depth=depth)
+    srgb = image.icc_transform("srgb", embedded=True, input_profile="cmyk", black_point_compensation=True, depth=depth)
+    return srgb[1] if is_grey else srgb
 
 
 def from_srgb(image: pyvips.Image, profile: bytes) -> pyvips.Image:
-    """Convert [0, 65535] in sRGB to [0, 65535] in the colours of `profile`."""
-    lab = image.cast("ushort").icc_import(input_profile="srgb", embedded=False, black_point_compensation=True)
+    """Convert [0, 65535] in sRGB, grey or RGB, to [0, 65535] in the colours of `profile`."""
+    is_grey = image.bands == 1
+    image = image.cast("ushort")
+    image = image.bandjoin([image, image]).copy(interpretation="rgb16") if is_grey else image
+    lab = image.icc_import(input_profile="srgb", embedded=False, black_point_compensation=True)
     lab = with_fields(lab, {"icc-profile-data": profile})
-    return lab.icc_export(depth=16, black_point_compensation=True)
+    image = lab.icc_export(depth=16, black_point_compensation=True)
+    return image[image.bands // 2] if is_grey else image
 
 
-def profile_changes_colours(profile: bytes) -> bool:
-    """Whether a profile works both ways and changes any colour of a grid by more than a rounding error."""
+def _with_bands_of(profile: bytes, image: pyvips.Image) -> pyvips.Image:
+    if image.bands > 1:
+        return image
+    wide = image.format == "ushort"
+    if profile[16:20] == b"GRAY":
+        return image.copy(interpretation="grey16" if wide else "b-w")
+    return image.bandjoin([image, image]).copy(interpretation="rgb16" if wide else "srgb")
+
+
+def profile_changes_colours(profile: bytes, channels: int = 3) -> bool:
+    """Whether a profile works both ways and changes any colour, or grey, by more than a rounding error."""
     if not profile:
         return False
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    if channels == 1:
+        grid = np.arange(256, dtype=np.uint8).reshape(1, -1, 1)
     try:
         srgb = to_numpy(to_srgb(to_vips(grid), profile))
-        to_numpy(from_srgb(rescale(to_vips(srgb), 65535), profile))
+        to_numpy(from_srgb(rescale(to_vips(srgb), 65535), profile).cast("ushort"))
     except pyvips.Error:
         return False
     return np.abs(srgb.astype(int) - grid).max() > 1

@@ -11,10 +11,21 @@ from pathlib import Path
 import numpy as np
 import pyvips
 
-from .containers import png_chunks, read_container, repair_jpeg
-from .exif import COMPRESSION, read_tags, with_pixel_tags_only
+from .containers import read_container
+from .exif import COMPRESSION, EXTRA_SAMPLES, full_pages, number, read_tags, with_number, with_pixel_tags_only
 from .image_file import FORMATS, MAX_PIXELS, ImageFile, ImageFileError, printable
-from .libvips import is_damaged, libvips_errors, profile_changes_colours, reason, to_numpy, to_srgb, to_vips
+from .jpeg import repair_jpeg
+from .libvips import (
+    is_damaged,
+    libvips_errors,
+    profile_changes_colours,
+    reason,
+    to_numpy,
+    to_srgb,
+    to_vips,
+    with_fields,
+)
+from .png import number_of_frames
 
 
 _SIGNATURES = {
@@ -41,8 +52,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """
     Read a JPEG, PNG, TIFF, WebP or AVIF file; HEIC if libvips can decode it.
 
-    RGB with an ICC profile is converted to sRGB, and the file's own numbers are kept beside it because sRGB cannot
-    hold every colour. Grey keeps its numbers whatever its profile. CMYK becomes sRGB for good. Palettes are expanded.
+    RGB and grey with an ICC profile, or what says the same, are converted to sRGB, and the file's own numbers are kept
+    beside them because sRGB cannot hold every colour. CMYK becomes sRGB for good. Palettes are expanded.
 
     Args:
         path: The file. Its content decides the format, not its name.
@@ -127,7 +138,13 @@ def _identify(path: Path) -> str:
 
 
 def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> ImageFile:
+    options = {}
+    page = _full_page(path) if kind == "tiff" else 0
+    if page and repaired is None:
+        options["page"] = page
     with libvips_errors():
+        if repaired is None and kind == "tiff":
+            repaired = _without_premultiplication(path, page)
         if repaired is None:
             # not by name: libvips would take a trailing [...] for options, and pyvips insists on UTF-8
             with open(path, "rb") as file:
@@ -135,15 +152,32 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
         else:
             source = pyvips.Source.new_from_memory(repaired)
         # fail on warnings: missing pixels in a JPEG or a tiled TIFF raise nothing worse
-        loaded = getattr(pyvips.Image, f"{kind}load_source")(source, fail_on="warning", access="sequential")
-        format = _check_kind(path, kind, loaded)
-        _check_size(path, format, loaded, max_pixels)
+        loader = getattr(pyvips.Image, f"{kind}load_source")
+        loaded = loader(source, fail_on="warning", access="sequential", **options)
+        format, notes = _check_kind(path, kind, loaded)
+        _check_size(path, format, loaded, max_pixels, page)
         bits = loaded.get("bits-per-sample") if kind == "heif" else 16 if loaded.format == "ushort" else 8
-        image = ImageFile(np.empty(0), format, bits, resolution=(loaded.xres, loaded.yres))
+        image = ImageFile(np.empty((0, 0, loaded.bands)), format, bits, resolution=(loaded.xres, loaded.yres))
+        image.notes = notes
         image.metadata = {name: loaded.get(name) for name in _METADATA if loaded.get_typeof(name)}
+        read_container(path, loaded, image, page)
         _decode(loaded, image)
-        read_container(path, loaded, image)
     return image
+
+
+def _full_page(path: Path) -> int:
+    """Return the one page of a TIFF that is no smaller copy of another, such as a thumbnail; 0 if there are several."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        pages = full_pages(data)
+    return pages[0] if len(pages) == 1 else 0
+
+
+def _without_premultiplication(path: Path, page: int) -> bytes | None:
+    """Return the bytes of a TIFF whose colours are multiplied with their transparency, as if they were not."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        # libvips would divide them by it, and lose 16 bits
+        is_multiplied = number(read_tags(data, page)[0], EXTRA_SAMPLES) == 1
+        return with_number(data[:], page, EXTRA_SAMPLES, 2) if is_multiplied else None
 
 
 def _repair(path: Path, kind: str) -> bytes | None:
@@ -151,46 +185,48 @@ def _repair(path: Path, kind: str) -> bytes | None:
     if os.path.getsize(path) > _MAX_BYTES_TO_MEND:
         return None
     try:
-        return {"jpeg": repair_jpeg, "tiff": with_pixel_tags_only}[kind](path.read_bytes())
-    except (KeyError, struct.error):
+        data = path.read_bytes()
+        return with_pixel_tags_only(data, _full_page(path)) if kind == "tiff" else {"jpeg": repair_jpeg}[kind](data)
+    except (KeyError, ValueError, struct.error):
         return None
 
 
-def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
-    """Return the format, one of the values of `FORMATS`."""
-    name = printable(path)
+def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> tuple[str, list[str]]:
+    """Return the format, one of the values of `FORMATS`, and notes."""
+    name, notes = printable(path), []
     format = kind
     if kind == "heif":
         format = "avif" if loaded.get("heif-compression") == "av1" else "heic"
     pages = loaded.get("n-pages") if loaded.get_typeof("n-pages") else 1
     if kind == "png":
         # libvips reads the first frame of an animation
-        pages = max([int.from_bytes(chunk[8:12], "big") for chunk in png_chunks(path, (b"acTL",))], default=1)
+        pages = number_of_frames(path)
+    if kind == "tiff" and pages > 1:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            is_one = len(full_pages(data)) == 1
+        if is_one:
+            notes.append("the smaller copies or masks on its other pages were left out")
+            pages = 1
     if pages > 1:
         raise ImageFileError(f"{name} holds {pages} images; split it up first.")
-    with open(path, "rb") as file:
-        # colours by code (ITU-T H.273) in AVIF and PNG: libvips drops what is not sRGB
-        codes = re.search(rb"colrnclx\x00(.)\x00(.)|\x00\x00\x00\x04cICP(.)(.)", file.read(100_000), re.DOTALL)
-    if codes and not loaded.get_typeof("icc-profile-data"):
-        primaries, transfer = (code[0] for code in codes.groups() if code)
-        if primaries not in (1, 2) or transfer not in (1, 2, 6, 13, 14, 15):
-            raise ImageFileError(f"{name} is in HDR or wide-gamut colour without a profile; convert it first.")
     channels = _COLOUR_CHANNELS.get(loaded.interpretation, 0)
     if loaded.format not in ("uchar", "ushort") or not channels or not 0 <= loaded.bands - channels <= (channels < 4):
-        what = f"{loaded.interpretation} with {loaded.bands} channels of type {loaded.format}"
-        raise ImageFileError(f"{name} is {what}; convert it to grey, RGB or CMYK of 8 or 16 bits first.")
-    return format
+        what = f"is {loaded.interpretation} with {loaded.bands} channels of type {loaded.format}"
+        if loaded.format in ("float", "double"):
+            what = "holds floating-point pixels, whose white is not known"
+        raise ImageFileError(f"{name} {what}; convert it to grey, RGB or CMYK of 8 or 16 bits first.")
+    return format, notes
 
 
-def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int) -> None:
+def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int, page: int) -> None:
     """Refuse, by the header alone, files that would take far more memory or time than their pixels are worth."""
     name, bytes_in_file = printable(path), os.path.getsize(path)
     pixels, size = loaded.width * loaded.height, f"{loaded.width} x {loaded.height} pixels"
     pixels_per_byte = _MAX_PIXELS_PER_BYTE.get(format, np.inf)
     if format == "tiff":
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            compression = read_tags(data)[0].get(COMPRESSION, (3, 1, b"\1"))[2]
-        pixels_per_byte = _MAX_PIXELS_PER_BYTE_IN_TIFF.get(int.from_bytes(compression, "little"), np.inf)
+            compression = number(read_tags(data, page)[0], COMPRESSION, 1)
+        pixels_per_byte = _MAX_PIXELS_PER_BYTE_IN_TIFF.get(compression, np.inf)
     if pixels > pixels_per_byte * bytes_in_file:
         raise ImageFileError(f"{name} is damaged: it is too short for {size}.")
     progressive = format == "jpeg" and loaded.get("jpeg-multiscan")
@@ -216,13 +252,13 @@ def _decode(loaded: pyvips.Image, image: ImageFile) -> None:
     if 8 < image.bits < 16:
         # libvips leaves the low bits 0, so that white would fall short of 65535
         loaded = loaded | (loaded >> image.bits)
-    if loaded.get_typeof("orientation") and loaded.get("orientation") > 1:
-        loaded = loaded.copy_memory().autorot()
+    if image.orientation > 1:
+        loaded = with_fields(loaded.copy_memory(), {"orientation": image.orientation}).autorot()
     image.pixels = pixels = to_numpy(loaded)
     image.cmyk = loaded.interpretation == "cmyk"
-    profile = image.metadata.get("icc-profile-data", b"")
-    changes_pixels = image.cmyk or (pixels.shape[2] >= 3 and profile_changes_colours(profile))
-    if changes_pixels and is_damaged(profile):
+    channels, profile = 3 if pixels.shape[2] >= 3 else 1, image.profile
+    changes_pixels = image.cmyk or profile_changes_colours(profile, channels)
+    if changes_pixels and not image.implied_profile and is_damaged(profile):
         del image.metadata["icc-profile-data"]
         image.notes.append("its colour profile is damaged and was left out")
         profile, changes_pixels = b"", image.cmyk
@@ -230,5 +266,5 @@ def _decode(loaded: pyvips.Image, image: ImageFile) -> None:
         image.metadata.pop("icc-profile-data", None)
         image.pixels = to_numpy(to_srgb(to_vips(pixels).copy(interpretation="cmyk"), profile))
     elif changes_pixels:
-        image.native = np.ascontiguousarray(pixels[..., :3])
-        image.pixels = np.dstack([to_numpy(to_srgb(to_vips(image.native), profile)), pixels[..., 3:]])
+        image.native = np.ascontiguousarray(pixels[..., :channels])
+        image.pixels = np.dstack([to_numpy(to_srgb(to_vips(image.native), profile)), pixels[..., channels:]])

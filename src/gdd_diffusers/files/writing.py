@@ -20,8 +20,9 @@ except ImportError:
     # Windows, where no open file can be deleted anyway
     fcntl = None  # type: ignore[assignment]
 
-from .containers import MAX_XMP_IN_JPEG, complete_container
+from .containers import PLACEHOLDER, complete_container, fitting_exif, fitting_xmp, losses
 from .image_file import FORMATS, ImageFile, ImageFileError, printable
+from .jpeg import EXTENDED_XMP, MAX_XMP_IN_JPEG
 from .libvips import VIPS_FORMATS, from_srgb, libvips_errors, reason, rescale, to_vips, with_fields
 
 
@@ -69,11 +70,11 @@ def check_output(
     opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     if max(pixels.shape[:2]) > _MAX_SIDE.get(format, np.inf):
         problem = f"{format} holds at most {_MAX_SIDE[format]} pixels a side"
-    elif format == "jpeg" and pixels.shape[2] in (2, 4) and pixels[..., -1].min() < 0.998 * opaque:
+    elif format == "jpeg" and pixels.shape[2] in (2, 4) and (not like or like.extra_samples) and pixels[..., -1].min() < 0.998 * opaque:
         problem = "jpeg has no transparency; use png, tiff, webp or avif"
     elif like and format == "jpeg" and len(like.metadata.get("xmp-data", b"")) > MAX_XMP_IN_JPEG:
         problem = "its XMP is too long for jpeg; use png, tiff, webp or avif"
-    elif like and like.format == "jpeg" != format and like.verbatim:
+    elif like and like.format == "jpeg" != format and EXTENDED_XMP in like.verbatim:
         problem = f"{format} cannot hold XMP of several parts; use jpeg"
     elif path.exists() and not path.is_file():
         problem = "it is not a file"
@@ -137,9 +138,8 @@ def write_image(
     bits = min(like.bits, _MAX_BITS.get(format, 16))
     if bits > 8 and format in ("png", "tiff"):
         bits = 16
-    image = _encode(pixels, like, bits)
-    if format == "jpeg":
-        image = image[: 1 if image.bands < 3 else 3]
+    like.notes += [note for note in losses(like, format, bits) if note not in like.notes]
+    image = _encode(pixels, like, bits, format)
     defaults: dict[str, dict[str, Any]] = {
         "jpeg": {"Q": 95, "subsample_mode": "off"},
         "png": {"bitdepth": bits},
@@ -150,22 +150,19 @@ def write_image(
         "heic": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "hevc"},
     }
     options = defaults[format]
-    options["keep"] = "icc|other|gainmap"
+    options["keep"] = {"jpeg": "none", "png": "none", "tiff": "other"}.get(format, "icc|xmp")
+    if image.get_typeof("exif-data"):
+        options["keep"] += "|exif"
     if like.format == format:
         options |= like.saving
     if quality is not None and "Q" in options:
         options |= {"Q": quality, "lossless": False} if format == "webp" else {"Q": quality}
-    if format not in ("jpeg", "png"):
-        options["keep"] += "|xmp"
-    if like.exif and format in ("webp", "avif", "heic"):
-        image = with_fields(image, {"exif-data": b"Exif\0\0" + like.exif})
-        options["keep"] += "|exif"
 
     save = getattr(image, ("heif" if format in _HEIF_COMPRESSION else format) + "save_target")
     try:
         with libvips_errors(), _part_beside(path) as (part, file):
             save(pyvips.Target.new_to_descriptor(file.fileno()), **options)
-            complete_container(part, image, like, format)
+            complete_container(part, like, format)
             os.fsync(file.fileno())
             if path.exists():
                 shutil.copymode(path, part)
@@ -229,20 +226,31 @@ def _exists(path: Path) -> str:
     return f"{printable(path)} exists already; overwrite it on purpose or choose another name."
 
 
-def _encode(pixels: np.ndarray, like: ImageFile, bits: int) -> pyvips.Image:
+def _encode(pixels: np.ndarray, like: ImageFile, bits: int, format: str) -> pyvips.Image:
     """Give pixels the colours and metadata of `like`, in the high `bits` of 16 or in 8."""
-    maximum = 2**bits - 1
+    maximum, channels = 2**bits - 1, 3 if pixels.shape[2] >= 3 else 1
     image = rescale(to_vips(pixels), maximum)
-    if like.native is not None:
-        profile = like.metadata["icc-profile-data"]
-        before, after = (from_srgb(rescale(to_vips(p[..., :3]), 65535), profile) for p in (like.pixels, pixels))
+    fields = {name: value for name, value in like.metadata.items() if not name.startswith(("icc", "xmp"))}
+    if format in ("webp", "avif", "heic"):
+        # which have no grey
+        is_grey_profile = like.profile[16:20] == b"GRAY"
+        fields |= {"icc-profile-data": like.profile} if like.profile and not is_grey_profile else {}
+        fields |= {"xmp-data": xmp} if (xmp := fitting_xmp(like, format)) else {}
+        fields |= {"exif-data": PLACEHOLDER} if fitting_exif(like, format) else {}
+    else:
+        is_grey_profile = False
+    if like.native is not None and not is_grey_profile:
+        before, after = (from_srgb(rescale(to_vips(p[..., :channels]), 65535), like.profile) for p in (like.pixels, pixels))
         colours = (rescale(to_vips(like.native), maximum) + (after - before) * (maximum / 65535)).rint()
-        image = colours.bandjoin(image[3]) if image.bands == 4 else colours
+        image = colours.bandjoin(image[channels]) if image.bands > channels else colours
+    if image.bands > channels and format != "tiff" and like.extra_samples == 1:
+        # libvips' unpremultiply knows no other depths
+        alpha = image[channels]
+        image = (alpha > 0).ifthenelse(image[:channels] * maximum / alpha, 0).rint().bandjoin(alpha)
+    if image.bands > channels and (format == "jpeg" or (format != "tiff" and like.extra_samples == 0)):
+        image = image[:channels]
     image = image.cast("uchar") if bits == 8 else image.cast("ushort") << (16 - bits)
-    grey, wide = image.bands < 3, bits > 8
-    xres, yres = like.resolution
-    if xres == yres == 1.0:
-        # libvips' value for unknown, which would be written as 25 dots per inch
-        xres = yres = 72 / 25.4
+    grey, wide = channels == 1, bits > 8
+    xres, yres = like.resolution if like.has_resolution else (72 / 25.4, 72 / 25.4)
     interpretation = ("grey16" if wide else "b-w") if grey else ("rgb16" if wide else "srgb")
-    return with_fields(image.copy(interpretation=interpretation, xres=xres, yres=yres), like.metadata)
+    return with_fields(image.copy(interpretation=interpretation, xres=xres, yres=yres), fields)
