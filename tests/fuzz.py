@@ -39,6 +39,8 @@ def make_seeds() -> dict[str, bytes]:
     exif.get_ifd(0x8769)[0x8827] = 3200
     xmp, text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>', PngInfo()
     text.add_text("Title", "Café", zip=True)
+    iptc = b"8BIM\x04\x04\0\0\0\0\0\x06\x1c\x02\x78\0\1a"
+    text.add_text("Raw profile type iptc", f"\niptc\n{len(iptc)}\n{iptc.hex()}\n", zip=True)
     hdr = pyvips.Image.new_from_array(pixels[..., :3] / 64).cast("float").copy(interpretation="scrgb")
 
     seeds = {}
@@ -53,7 +55,10 @@ def make_seeds() -> dict[str, bytes]:
         save("a.jpg", colour, progressive=True)
         save("a.jpg", alpha.convert("CMYK"))
         save("a.jpg", hdr.uhdrsave, keep="none")
+        save("a.jpg", colour, format="MPO", save_all=True, append_images=[colour], exif=exif, comment=b"a comment")
         save("a.png", alpha, exif=exif, icc_profile=profile, pnginfo=text)
+        text.add(b"gAMA", (100_000).to_bytes(4, "big"))
+        save("a.png", colour, pnginfo=text)
         save("a.png", colour.quantize(16), transparency=0)
         save("a.png", wide.pngsave, interlace=True)
         save("a.tif", colour, tiffinfo={270: "a description", 33723: b"\x1c\x02\x78\0\1a"}, icc_profile=profile)
@@ -61,6 +66,10 @@ def make_seeds() -> dict[str, bytes]:
         save("a.tif", wide.tiffsave, tile=True, tile_width=16, tile_height=16, compression="deflate")
         save("a.tif", alpha.convert("CMYK"), compression="packbits")
         save("a.tif", colour, compression="jpeg")
+        thumbnail = colour.resize((8, 6))
+        thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+        save("a.tif", colour, save_all=True, append_images=[thumbnail])
+        save("a.tif", pyvips.Image.new_from_array(pixels).cast("uchar").tiffsave, premultiply=True)
         save("a.webp", colour, exif=exif, xmp=xmp, icc_profile=profile)
         save("a.webp", alpha, lossless=True)
         save("a.avif", wide.heifsave, compression="av1", bitdepth=10)

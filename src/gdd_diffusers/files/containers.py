@@ -20,6 +20,7 @@ from .exif import (
     EXTRA_SAMPLES,
     ICC,
     IPTC,
+    PHOTOSHOP,
     PHOTOSHOP_LAYERS,
     RESOLUTION_UNIT,
     SUB_IMAGES,
@@ -27,6 +28,8 @@ from .exif import (
     XMP,
     Y_RESOLUTION,
     append_tags,
+    exif_resolution,
+    full_pages,
     number,
     pack_exif,
     read_tags,
@@ -35,7 +38,7 @@ from .exif import (
 )
 from .image_file import ImageFile
 from .jpeg import MAX_PROFILE, MAX_SEGMENT, complete_jpeg, jpeg_losses, read_jpeg
-from .photoshop import iptc_of
+from .photoshop import iptc_of, without_iptc
 from .png import complete_png, png_losses, read_png
 from .profiles import profile_of_codes, unknown_colours
 from .xmp import stated_orientation, upright_xmp, without_attached
@@ -63,6 +66,7 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile, page: int
         exif = _read_tiff(path, image, page)
     else:
         exif = source.get("exif-data") if source.get_typeof("exif-data") else b""
+        image.resolution = exif_resolution(exif)
         if image.format == "webp":
             image.saving = {"lossless": _is_lossless_webp(path)}
         else:
@@ -78,15 +82,15 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile, page: int
         image.metadata["xmp-data"] = upright_xmp(xmp)
 
 
-def complete_container(path: Path, image: ImageFile, format: str) -> None:
+def complete_container(path: Path, image: ImageFile, format: str, profile: bytes) -> None:
     """Put everything but the pixels into a file of libvips."""
     exif, xmp = fitting_exif(image, format), fitting_xmp(image, format)
     if format == "jpeg":
-        complete_jpeg(path, image, exif, xmp)
+        complete_jpeg(path, image, exif, xmp, profile)
     elif format == "png":
-        complete_png(path, image, exif, xmp)
+        complete_png(path, image, exif, xmp, profile)
     elif format == "tiff":
-        _complete_tiff(path, image, exif, xmp)
+        _complete_tiff(path, image, exif, xmp, profile)
     elif exif and format == "webp":
         _complete_webp(path, exif)
     elif exif:
@@ -147,6 +151,10 @@ def losses(image: ImageFile, format: str, bits: int) -> Iterator[str]:
 def _read_tiff(path: Path, image: ImageFile, page: int) -> bytes:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         tags, incomplete = read_tags(data, page)
+        _, pages = full_pages(data)
+    if pages > 1:
+        # only then are they not refused
+        image.notes.append("the smaller copies or masks on its other pages were left out")
     if incomplete:
         image.notes.append("some of its tags are damaged, repeat others or share their bytes, and were left out")
     if SUB_IMAGES in tags:
@@ -161,12 +169,12 @@ def _read_tiff(path: Path, image: ImageFile, page: int) -> bytes:
     return pack_exif(without_pixel_tags(tags))
 
 
-def _complete_tiff(path: Path, image: ImageFile, exif: bytes, xmp: bytes) -> None:
+def _complete_tiff(path: Path, image: ImageFile, exif: bytes, xmp: bytes, profile: bytes) -> None:
     tags = without_pixel_tags(read_tags(exif)[0])
-    iptc = image.metadata.get("iptc-data") or iptc_of(image.metadata.get("photoshop-data", b""))
-    for tag, block in {XMP: xmp, IPTC: iptc, ICC: image.profile}.items():
-        if block:
-            tags[tag] = 7, len(block), block
+    photoshop = image.metadata.get("photoshop-data", b"")
+    iptc = image.metadata.get("iptc-data") or iptc_of(photoshop)
+    blocks = {(XMP, 1): xmp, (IPTC, 7): iptc, (PHOTOSHOP, 1): without_iptc(photoshop), (ICC, 7): profile}
+    tags |= {tag: (kind, len(block), block) for (tag, kind), block in blocks.items() if block}
     if not image.has_resolution and X_RESOLUTION not in tags:
         one = struct.pack("<II", 1, 1)
         tags |= {X_RESOLUTION: (5, 1, one), Y_RESOLUTION: (5, 1, one), RESOLUTION_UNIT: (3, 1, b"\1\0")}

@@ -10,7 +10,7 @@ import numpy as np
 
 
 COMPRESSION, EXTRA_SAMPLES, SUB_IMAGES = 259, 338, 330
-XMP, IPTC, ICC, PHOTOSHOP_LAYERS = 700, 33723, 34675, 37724
+XMP, IPTC, PHOTOSHOP, ICC, PHOTOSHOP_LAYERS = 700, 33723, 34377, 34675, 37724
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 274, 282, 283, 296
 _EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 _WIDTHS_AND_HEIGHTS = {0x0100: 0x0101, 0xA002: 0xA003}
@@ -28,7 +28,7 @@ _LAYOUTS = {
 # the layout of the pixels, and what is kept elsewhere: XMP, IPTC, Photoshop, ICC
 _PIXEL_TAGS = {*range(254, 267), *range(273, 285), *range(288, 298), 317, *range(320, 348), *range(512, 533)}
 _PIXEL_TAGS -= {ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
-_PIXEL_TAGS |= {XMP, IPTC, 34377, ICC, PHOTOSHOP_LAYERS}
+_PIXEL_TAGS |= {XMP, IPTC, PHOTOSHOP, ICC, PHOTOSHOP_LAYERS}
 _SUBFILE_TYPE, _OLD_SUBFILE_TYPE = 254, 255
 _MAX_PAGES = 1000
 
@@ -51,9 +51,9 @@ def read_tags(data: bytes | mmap, page: int = 0) -> tuple[dict, bool]:
     return tags, budget.incomplete
 
 
-def full_pages(data: bytes | mmap) -> list[int]:
-    """Return the numbers of a TIFF file's pages that are neither smaller copies nor masks of another."""
-    pages = []
+def full_pages(data: bytes | mmap) -> tuple[list[int], int]:
+    """Return which pages of a TIFF file are neither smaller copies nor masks of another, and the number of all."""
+    pages, page = [], -1
     try:
         order, counter, word = layout = _LAYOUTS[data[:4]]
         width = struct.calcsize("<" + word)
@@ -70,7 +70,7 @@ def full_pages(data: bytes | mmap) -> list[int]:
     except (KeyError, struct.error, OverflowError):
         # what libvips thinks of it counts
         pass
-    return pages
+    return pages, page + 1
 
 
 def with_pixel_tags_only(data: bytes, page: int) -> bytes:
@@ -123,6 +123,17 @@ def number(tags: dict, tag: int, default: int = 0) -> int:
     """Return the first number of a tag of `read_tags`, or the default if there is no such tag."""
     kind, _, value = tags.get(tag, (0, 0, b""))
     return int.from_bytes(value[: _UNITS[kind]], "little") if value else default
+
+
+def exif_resolution(exif: bytes) -> tuple[float, float]:
+    """Return the pixels per millimetre that an EXIF block states, or (1, 1), libvips' value for unknown."""
+    tags, _ = read_tags(exif.removeprefix(b"Exif\0\0"))
+    unit = {2: 25.4, 3: 10.0}.get(number(tags, RESOLUTION_UNIT))
+    values = [tags.get(tag, (0, 0, b""))[2] for tag in (X_RESOLUTION, Y_RESOLUTION)]
+    if unit and all(len(value) == 8 and any(value[4:]) for value in values):
+        x, y = (struct.unpack("<II", value) for value in values)
+        return x[0] / x[1] / unit, y[0] / y[1] / unit
+    return 1.0, 1.0
 
 
 def upright_exif(exif: bytes, swap_sides: bool = False) -> bytes:

@@ -101,7 +101,7 @@ def read_jpeg(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
     return exif
 
 
-def complete_jpeg(path: Path, image: ImageFile, exif: bytes, xmp: bytes) -> None:
+def complete_jpeg(path: Path, image: ImageFile, exif: bytes, xmp: bytes, profile: bytes) -> None:
     """Put metadata, profile, the segments kept byte for byte and what stood behind the old image into a JPEG."""
     is_jpeg = image.format == "jpeg"
     kept, _ = _header(_SOI + image.verbatim + bytes(4)) if is_jpeg else ([], 0)
@@ -116,8 +116,8 @@ def complete_jpeg(path: Path, image: ImageFile, exif: bytes, xmp: bytes) -> None
     segments += [segment for segment in kept if not segment[1].startswith(_JFIF)]
     photoshop = with_iptc(image.metadata.get("photoshop-data", b""), image.metadata.get("iptc-data", b""))
     segments += [(_APP13, _PHOTOSHOP + part) for part in _pieces(photoshop)]
-    profile = _pieces(image.profile) if len(image.profile) <= MAX_PROFILE else []
-    segments += [(_APP2, _PROFILE + bytes([i, len(profile)]) + part) for i, part in enumerate(profile, 1)]
+    pieces = _pieces(profile) if len(profile) <= MAX_PROFILE else []
+    segments += [(_APP2, _PROFILE + bytes([i, len(pieces)]) + part) for i, part in enumerate(pieces, 1)]
 
     data = path.read_bytes()
     # libvips' own JFIF comes first

@@ -23,10 +23,13 @@ def iptc_of(photoshop: bytes) -> bytes:
     return b"".join(content for kind, _, content in photoshop_resources(photoshop) if kind == _IPTC)
 
 
+def without_iptc(photoshop: bytes) -> bytes:
+    return b"".join(resource for kind, resource, _ in photoshop_resources(photoshop) if kind != _IPTC)
+
+
 def with_iptc(photoshop: bytes, iptc: bytes) -> bytes:
     """Return a Photoshop block with this IPTC, or as it is if there is none."""
     if not iptc:
         return photoshop
     header = b"8BIM" + _IPTC + struct.pack(">HI", 0, len(iptc))
-    others = (resource for kind, resource, _ in photoshop_resources(photoshop) if kind != _IPTC)
-    return header + iptc + b"\0" * (len(iptc) % 2) + b"".join(others)
+    return header + iptc + b"\0" * (len(iptc) % 2) + without_iptc(photoshop)

@@ -26,7 +26,6 @@ _KEPT = (*_COLOURS, b"mDCV", b"mDCv", b"cLLI", b"cLLi", b"tIME", b"bKGD", b"sBIT
 _XMP = b"XML:com.adobe.xmp"
 # ImageMagick and ExifTool also write EXIF, IPTC and XMP as hexadecimal digits of a text
 _RAW_PROFILE = re.compile(rb"Raw profile type (exif|app1|iptc|8bim|xmp)", re.IGNORECASE)
-_DIGITS = re.compile(rb"\s*\w+\s+\d+\s+([0-9a-fA-F\s]+)")
 _EXIF_IN_JPEG, _XMP_IN_JPEG = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -90,7 +89,7 @@ def read_png(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
         image.notes.append("its colour profile is damaged and was left out")
     if left_out:
         image.notes.append(f"what belongs to the old pixels was left out ({', '.join(sorted(left_out))})")
-    depth, colour_type = first.get(b"IHDR", bytes(10))[8:10]
+    depth, colour_type = first.get(b"IHDR", b"").ljust(10, b"\0")[8:10]
     if depth < 8 or colour_type == 3 or b"tRNS" in first:
         # these have another form, now that palette and transparent colour are expanded
         first = {kind: content for kind, content in first.items() if kind not in (b"bKGD", b"sBIT")}
@@ -98,6 +97,9 @@ def read_png(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
     image.verbatim = kept + b"".join(texts)
     for name in ("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data"):
         image.metadata.pop(name, None)
+    if first.get(b"pHYs", b"")[8:] != b"\1":
+        # libvips takes the one in EXIF, or a ratio without a unit
+        image.resolution = (1.0, 1.0)
     exif = blocks.pop("exif-data", b"")
     image.metadata |= blocks
     image.implied_profile = _implied_profile(path, first)
@@ -126,10 +128,9 @@ def _read_metadata(kind: bytes, content: bytes | None) -> tuple[str, bytes] | No
         text = rest
     if not raw:
         return "xmp-data", text
-    digits = _DIGITS.match(text)
-    if digits is None:
-        raise ValueError("no digits")
-    profile = bytes.fromhex(digits[1].decode())
+    # a name and a length stand before the digits
+    _, _, digits = text.lstrip().split(b"\n", 2)
+    profile = bytes.fromhex(digits.decode())
     if profile.startswith(_EXIF_IN_JPEG):
         return "exif-data", profile
     if raw[1].lower() in (b"xmp", b"app1"):
@@ -166,16 +167,16 @@ def _implied_profile(path: Path, chunks: dict[bytes, bytes]) -> bytes:
     return build_profile(primaries, gamma)
 
 
-def complete_png(path: Path, image: ImageFile, exif: bytes, xmp: bytes) -> None:
+def complete_png(path: Path, image: ImageFile, exif: bytes, xmp: bytes, profile: bytes) -> None:
     """Put metadata, profile and the chunks kept byte for byte into a PNG, in place of those of libvips."""
     verbatim = image.verbatim if image.format == "png" else b""
     kept = {kind: content for kind, content in read_chunks(BytesIO(verbatim))}
-    if b"iCCP" in kept and not image.profile:
+    if b"iCCP" in kept and "icc-profile-data" not in image.metadata:
         # it is damaged
         verbatim = verbatim.replace(png_chunk(b"iCCP", kept[b"iCCP"]), b"")
     chunks = b""
-    if image.profile and not any(kind in kept for kind in _COLOURS):
-        chunks += png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(image.profile))
+    if profile and not any(kind in kept for kind in _COLOURS):
+        chunks += png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
     chunks += verbatim
     chunks += png_chunk(b"eXIf", exif) if exif else b""
     # the four bytes say: not compressed, in no language, the keyword not translated

@@ -45,7 +45,7 @@ _MAX_PIXELS_PER_BYTE_IN_TIFF = {1: 8, 5: 8 * 2730, 7: 512, 8: 8 * 1032, 32773: 8
 _MAX_SCANNED_PIXELS = 50_000_000_000
 _MAX_BYTES_TO_MEND = 500_000_000
 _COLOUR_CHANNELS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}
-_METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "resolution-unit")
+_METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data")
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -154,11 +154,10 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
         # fail on warnings: missing pixels in a JPEG or a tiled TIFF raise nothing worse
         loader = getattr(pyvips.Image, f"{kind}load_source")
         loaded = loader(source, fail_on="warning", access="sequential", **options)
-        format, notes = _check_kind(path, kind, loaded)
+        format = _check_kind(path, kind, loaded)
         _check_size(path, format, loaded, max_pixels, page)
         bits = loaded.get("bits-per-sample") if kind == "heif" else 16 if loaded.format == "ushort" else 8
         image = ImageFile(np.empty((0, 0, loaded.bands)), format, bits, resolution=(loaded.xres, loaded.yres))
-        image.notes = notes
         image.metadata = {name: loaded.get(name) for name in _METADATA if loaded.get_typeof(name)}
         read_container(path, loaded, image, page)
         _decode(loaded, image)
@@ -168,7 +167,7 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
 def _full_page(path: Path) -> int:
     """Return the one page of a TIFF that is no smaller copy of another, such as a thumbnail; 0 if there are several."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        pages = full_pages(data)
+        pages, _ = full_pages(data)
     return pages[0] if len(pages) == 1 else 0
 
 
@@ -191,9 +190,9 @@ def _repair(path: Path, kind: str) -> bytes | None:
         return None
 
 
-def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> tuple[str, list[str]]:
-    """Return the format, one of the values of `FORMATS`, and notes."""
-    name, notes = printable(path), []
+def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
+    """Return the format, one of the values of `FORMATS`."""
+    name = printable(path)
     format = kind
     if kind == "heif":
         format = "avif" if loaded.get("heif-compression") == "av1" else "heic"
@@ -203,10 +202,7 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> tuple[str, list[
         pages = number_of_frames(path)
     if kind == "tiff" and pages > 1:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            is_one = len(full_pages(data)) == 1
-        if is_one:
-            notes.append("the smaller copies or masks on its other pages were left out")
-            pages = 1
+            pages = len(full_pages(data)[0])
     if pages > 1:
         raise ImageFileError(f"{name} holds {pages} images; split it up first.")
     channels = _COLOUR_CHANNELS.get(loaded.interpretation, 0)
@@ -215,7 +211,7 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> tuple[str, list[
         if loaded.format in ("float", "double"):
             what = "holds floating-point pixels, whose white is not known"
         raise ImageFileError(f"{name} {what}; convert it to grey, RGB or CMYK of 8 or 16 bits first.")
-    return format, notes
+    return format
 
 
 def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int, page: int) -> None:

@@ -29,6 +29,8 @@ from .libvips import VIPS_FORMATS, from_srgb, libvips_errors, reason, rescale, t
 _MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 16_384, "heic": 16_384}
 _MAX_BITS = {"jpeg": 8, "webp": 8, "avif": 12, "heic": 12}
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
+_LOSSY = ("jpeg", "webp", "avif", "heic")
+_WITHOUT_GREY = ("webp", "avif", "heic")
 _HEIF_COMPRESSION = {"avif": "av1", "heic": "hevc"}
 
 
@@ -139,7 +141,12 @@ def write_image(
     if bits > 8 and format in ("png", "tiff"):
         bits = 16
     like.notes += [note for note in losses(like, format, bits) if note not in like.notes]
-    image = _encode(pixels, like, bits, format)
+    image, profile = _encode(pixels, like, bits, format)
+    # the other formats get these afterwards
+    fields = {"icc-profile-data": profile, "xmp-data": fitting_xmp(like, format)}
+    fields["exif-data"] = PLACEHOLDER if fitting_exif(like, format) else b""
+    if format in _WITHOUT_GREY:
+        image = with_fields(image, {name: value for name, value in fields.items() if value})
     defaults: dict[str, dict[str, Any]] = {
         "jpeg": {"Q": 95, "subsample_mode": "off"},
         "png": {"bitdepth": bits},
@@ -150,9 +157,8 @@ def write_image(
         "heic": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "hevc"},
     }
     options = defaults[format]
-    options["keep"] = {"jpeg": "none", "png": "none", "tiff": "other"}.get(format, "icc|xmp")
-    if image.get_typeof("exif-data"):
-        options["keep"] += "|exif"
+    # without any, libvips would make EXIF up
+    options["keep"] = "icc|xmp|exif" if image.get_typeof("exif-data") else "icc|xmp"
     if like.format == format:
         options |= like.saving
     if quality is not None and "Q" in options:
@@ -162,7 +168,7 @@ def write_image(
     try:
         with libvips_errors(), _part_beside(path) as (part, file):
             save(pyvips.Target.new_to_descriptor(file.fileno()), **options)
-            complete_container(part, like, format)
+            complete_container(part, like, format, profile)
             os.fsync(file.fileno())
             if path.exists():
                 shutil.copymode(path, part)
@@ -226,25 +232,23 @@ def _exists(path: Path) -> str:
     return f"{printable(path)} exists already; overwrite it on purpose or choose another name."
 
 
-def _encode(pixels: np.ndarray, like: ImageFile, bits: int, format: str) -> pyvips.Image:
-    """Give pixels the colours and metadata of `like`, in the high `bits` of 16 or in 8."""
+def _encode(pixels: np.ndarray, like: ImageFile, bits: int, format: str) -> tuple[pyvips.Image, bytes]:
+    """Give pixels the colours of `like`, in the high `bits` of 16 or in 8, and return the profile to embed, too."""
     maximum, channels = 2**bits - 1, 3 if pixels.shape[2] >= 3 else 1
-    image = rescale(to_vips(pixels), maximum)
-    fields = {name: value for name, value in like.metadata.items() if not name.startswith(("icc", "xmp"))}
-    if format in ("webp", "avif", "heic"):
-        # which have no grey
-        is_grey_profile = like.profile[16:20] == b"GRAY"
-        fields |= {"icc-profile-data": like.profile} if like.profile and not is_grey_profile else {}
-        fields |= {"xmp-data": xmp} if (xmp := fitting_xmp(like, format)) else {}
-        fields |= {"exif-data": PLACEHOLDER} if fitting_exif(like, format) else {}
-    else:
-        is_grey_profile = False
-    if like.native is not None and not is_grey_profile:
-        before, after = (from_srgb(rescale(to_vips(p[..., :channels]), 65535), like.profile) for p in (like.pixels, pixels))
-        colours = (rescale(to_vips(like.native), maximum) + (after - before) * (maximum / 65535)).rint()
-        image = colours.bandjoin(image[channels]) if image.bands > channels else colours
+    image, profile = rescale(to_vips(pixels), maximum), like.profile
+    if format in _WITHOUT_GREY and profile[16:20] == b"GRAY":
+        profile = b""
+    elif like.native is not None:
+        before, after = (from_srgb(rescale(to_vips(p[..., :channels]), 65535), profile) for p in (like.pixels, pixels))
+        is_outside = (rescale(to_vips(like.native), 65535) - before).abs().max() > 0.01 * 65535
+        if like.implied_profile and format in _LOSSY and not is_outside:
+            # in few bits sRGB is better than a linear profile, and the file embeds none that would be missed
+            profile = b""
+        else:
+            colours = (rescale(to_vips(like.native), maximum) + (after - before) * (maximum / 65535)).rint()
+            image = colours.bandjoin(image[channels]) if image.bands > channels else colours
     if image.bands > channels and format != "tiff" and like.extra_samples == 1:
-        # libvips' unpremultiply knows no other depths
+        # libvips would undo the multiplication in 8 bits only
         alpha = image[channels]
         image = (alpha > 0).ifthenelse(image[:channels] * maximum / alpha, 0).rint().bandjoin(alpha)
     if image.bands > channels and (format == "jpeg" or (format != "tiff" and like.extra_samples == 0)):
@@ -253,4 +257,4 @@ def _encode(pixels: np.ndarray, like: ImageFile, bits: int, format: str) -> pyvi
     grey, wide = channels == 1, bits > 8
     xres, yres = like.resolution if like.has_resolution else (72 / 25.4, 72 / 25.4)
     interpretation = ("grey16" if wide else "b-w") if grey else ("rgb16" if wide else "srgb")
-    return with_fields(image.copy(interpretation=interpretation, xres=xres, yres=yres), fields)
+    return image.copy(interpretation=interpretation, xres=xres, yres=yres), profile
