@@ -6,19 +6,15 @@ Read image files and write them again without denoising, in every format, and sa
 prints the tables of docs/files.md. Tags are read by ExifTool, which must be installed; pixels by Pillow and tifffile.
 """
 
-import argparse
 import json
 import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyvips
-import tifffile
 from PIL import Image
 
 from gdd_diffusers.files import read_image, write_image
-from gdd_diffusers.files.profiles import LINEAR, SRGB_CURVE, build_profile
 
 
 FORMATS = ("jpg", "png", "tif", "webp", "avif")
@@ -45,8 +41,12 @@ IPTC = {"IPTC:Keywords": "roses", "IPTC:Caption-Abstract": "Bed 7"}
 # what says how the pixels are stored, and what ExifTool computes
 OWN_GROUPS = ("System", "File", "ExifTool", "Composite", "JFIF", "PNG", "RIFF", "Meta", "QuickTime", "ICC-header")
 OWN_TAGS = "ImageWidth ImageHeight BitsPerSample Compression PhotometricInterpretation StripOffsets SamplesPerPixel"
-OWN_TAGS += " RowsPerStrip StripByteCounts PlanarConfiguration Predictor SampleFormat Orientation XMPToolkit SubfileType"
-OWN_TAGS += " ExtraSamples FillOrder PageNumber XResolution YResolution ResolutionUnit CurrentIPTCDigest YCbCrPositioning"
+OWN_TAGS += (
+    " RowsPerStrip StripByteCounts PlanarConfiguration Predictor SampleFormat Orientation XMPToolkit SubfileType"
+)
+OWN_TAGS += (
+    " ExtraSamples FillOrder PageNumber XResolution YResolution ResolutionUnit CurrentIPTCDigest YCbCrPositioning"
+)
 
 
 def pixels(height=64, width=96, dtype=np.uint8):

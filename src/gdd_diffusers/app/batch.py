@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..comparison import compare
 from ..files import MAX_PIXELS, ImageFile, check_output, for_display, printable, read_image, write_image
+from ..files.xmp import copy_sidecars
 from ..memory import keep_freed_memory
 from .denoising import denoise_pixels, first_line, show_progress
 from .planning import Batch
@@ -92,6 +93,7 @@ def record(batch: Batch, path: Path, result: Future, claims: ExitStack):
         except Exception as error:
             batch.failed[path] = first_line(error)
         else:
+            copy_sidecars(path, batch.jobs[path], image)
             batch.done.append(path)
             batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
             batch.notes += [f"{path}: {note}." for note in image.notes]

@@ -113,18 +113,23 @@ def fitting_exif(image: ImageFile, format: str) -> bytes:
             tags |= {X_RESOLUTION: (5, 1, x), Y_RESOLUTION: (5, 1, y), RESOLUTION_UNIT: (3, 1, b"\2\0")}
             exif = pack_exif(tags)
     elif format == "jpeg" and len(exif) > MAX_SEGMENT:
-        tags, _ = read_tags(exif)
-        length = len(pack_exif(tags))
-        directories = [tags, *(value for _, _, value in tags.values() if isinstance(value, dict))]
-        for size, directory, tag in sorted(
-            ((len(value), i, tag) for i, tags_of_one in enumerate(directories) for tag, (_, _, value) in tags_of_one.items()
-             if isinstance(value, bytes)), reverse=True):
-            if length <= MAX_SEGMENT:
-                break
-            del directories[directory][tag]
-            length -= 12 + (size if size > 4 else 0)
-        exif = pack_exif(tags)
+        exif = _shortened(exif)
     return exif
+
+
+def _shortened(exif: bytes) -> bytes:
+    """Leave out the longest values of an EXIF block, until it fits into a JPEG."""
+    tags, _ = read_tags(exif)
+    length = len(pack_exif(tags))
+    directories = [tags, *(value for _, _, value in tags.values() if isinstance(value, dict))]
+    values = [(directory, tag, directory[tag][2]) for directory in directories for tag in directory]
+    values = [value for value in values if isinstance(value[2], bytes)]
+    for directory, tag, value in sorted(values, key=lambda item: len(item[2]), reverse=True):
+        if length <= MAX_SEGMENT:
+            break
+        del directory[tag]
+        length -= 12 + (len(value) if len(value) > 4 else 0)
+    return pack_exif(tags)
 
 
 def losses(image: ImageFile, format: str, bits: int) -> Iterator[str]:
@@ -227,7 +232,7 @@ def _complete_avif(path: Path, exif: bytes) -> None:
 
 
 def _read_codes(path: Path, image: ImageFile) -> None:
-    """Take the colours that an AVIF without a profile states by codes of ITU-T H.273; libvips drops what is not sRGB."""
+    """Take the colours that an AVIF states by codes of ITU-T H.273, of which libvips keeps none but sRGB."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = 0
         while (box := data[at : at + 16])[4:8] not in (b"meta", b""):

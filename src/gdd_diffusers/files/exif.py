@@ -74,7 +74,7 @@ def full_pages(data: bytes | mmap) -> tuple[list[int], int]:
 
 
 def with_pixel_tags_only(data: bytes, page: int) -> bytes:
-    """Return a page of a TIFF file with the tags that locate and describe the pixels, but no others that may be wrong."""
+    """Return a page of a TIFF file with the tags that locate and describe the pixels, but no others to be wrong."""
     order, counter, word = layout = _LAYOUTS[data[:4]]
     (start,), step = islice(_directories(data, layout), page, page + 1), 4 + 2 * struct.calcsize("<" + word)
     (count,) = struct.unpack_from(order + counter, data, start)
@@ -188,7 +188,9 @@ def _directories(data: bytes | mmap, layout: tuple[str, str, str]) -> Iterator[i
         yield at
         seen.add(at)
         (entries,) = struct.unpack_from(order + counter, data, at)
-        (at,) = struct.unpack_from(order + word, data, at + struct.calcsize(order + counter) + entries * (4 + 2 * size))
+        (at,) = struct.unpack_from(
+            order + word, data, at + struct.calcsize(order + counter) + entries * (4 + 2 * size)
+        )
 
 
 def _read_directory(

@@ -1,4 +1,4 @@
-"""Read and write what libvips leaves out of JPEG files: all segments but those of the pixels, and what stands behind."""
+"""Read and write what libvips leaves out of JPEG files: metadata, comments, and what stands behind the image."""
 
 import mmap
 import re
@@ -29,7 +29,8 @@ _XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xm
 # of Adobe and Google, of ISO 21496-1, and of Apple
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496"
 _GAIN_MAP = re.compile(rb"hdrgm:|urn:iso:std:iso:ts:21496|HDRGainMap")
-_PADDING, _MAX_DESCRIPTION = re.compile(rb"\0*"), 200_000
+_NO_PADDING, _STATED_PADDING = re.compile(rb"[^\0]"), re.compile(rb"""(Item:Padding\s?=\s?["'])\d+""")
+_MAX_DESCRIPTION = 200_000
 _MAX_PARTS = 100
 _MPF, _NUMBER_OF_PICTURES, _PICTURES, _THUMBNAILS = b"MPF\0", 0xB001, 0xB002, (0x010001, 0x010002)
 
@@ -94,6 +95,8 @@ def read_jpeg(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
         ):
             continue
         image.verbatim += _segment(marker, content)
+    # the directory of the parts counts what fills up the space between them, which is left out
+    xmp = _STATED_PADDING.sub(rb"\g<1>0", xmp)
     image.metadata.pop("iptc-data", None)
     for name, block in {"xmp-data": xmp, "photoshop-data": photoshop}.items():
         image.metadata.pop(name, None)
@@ -161,7 +164,9 @@ def jpeg_losses(image: ImageFile) -> Iterator[str]:
     """Yield what of a JPEG no other format can hold."""
     yield from dict.fromkeys(what for what, _ in image.attached)
     segments, _ = _header(_SOI + image.verbatim + bytes(4))
-    for marker in sorted({marker for marker, content in segments if not content.startswith((_JFIF, _MPF, _ISO_GAIN_MAP))}):
+    for marker in sorted(
+        {marker for marker, content in segments if not content.startswith((_JFIF, _MPF, _ISO_GAIN_MAP))}
+    ):
         yield "comment" if marker == _COMMENT else f"APP{marker - _APP0} segment"
 
 
@@ -204,11 +209,15 @@ def _quality(tables: bytes) -> int:
 def _parts_behind(data: mmap.mmap) -> dict[int, bytes]:
     """Return what stands behind an image, {offset: bytes}: other JPEGs, then whatever is no JPEG, as a video."""
     parts, at = {}, _end(data, 2)
-    while (at := _PADDING.match(data, at).end()) < len(data):
-        is_jpeg = data[at : at + 2] == _SOI and len(parts) < _MAX_PARTS
-        end = _end(data, at + 2) if is_jpeg else len(data)
-        parts[at] = data[at:end]
-        at = end
+    while (found := _NO_PADDING.search(data, at)) and len(parts) < _MAX_PARTS:
+        start = found.start()
+        if data[start : start + 2] != _SOI:
+            break
+        at = _end(data, start + 2)
+        parts[start] = data[start:at]
+    if found:
+        # a video begins with zeros of its own
+        parts[at] = data[at:]
     return parts
 
 

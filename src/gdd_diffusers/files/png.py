@@ -131,11 +131,12 @@ def _read_metadata(kind: bytes, content: bytes | None) -> tuple[str, bytes] | No
     # a name and a length stand before the digits
     _, _, digits = text.lstrip().split(b"\n", 2)
     profile = bytes.fromhex(digits.decode())
-    if profile.startswith(_EXIF_IN_JPEG):
+    name = raw[1].lower()
+    if name == b"exif" or profile.startswith(_EXIF_IN_JPEG):
         return "exif-data", profile
-    if raw[1].lower() in (b"xmp", b"app1"):
+    if name in (b"xmp", b"app1"):
         return "xmp-data", profile.removeprefix(_XMP_IN_JPEG)
-    return {b"exif": "exif-data"}.get(raw[1].lower(), "photoshop-data" if profile[:4] == b"8BIM" else "iptc-data"), profile
+    return "photoshop-data" if profile.startswith(b"8BIM") else "iptc-data", profile
 
 
 def _inflate(data: bytes) -> bytes:
@@ -157,7 +158,10 @@ def _implied_profile(path: Path, chunks: dict[bytes, bytes]) -> bytes:
     if b"iCCP" in chunks or b"sRGB" in chunks:
         return b""
     gamma, primaries = SRGB_CURVE, SRGB_PRIMARIES
-    if len(content := chunks.get(b"gAMA", b"")) == 4 and 10_000 <= (value := int.from_bytes(content, "big")) <= 1_000_000:
+    if (
+        len(content := chunks.get(b"gAMA", b"")) == 4
+        and 10_000 <= (value := int.from_bytes(content, "big")) <= 1_000_000
+    ):
         gamma = 100_000 / value
     if len(content := chunks.get(b"cHRM", b"")) == 32:
         values = [value / 100_000 for value in struct.unpack(">8I", content)]
@@ -170,7 +174,7 @@ def _implied_profile(path: Path, chunks: dict[bytes, bytes]) -> bytes:
 def complete_png(path: Path, image: ImageFile, exif: bytes, xmp: bytes, profile: bytes) -> None:
     """Put metadata, profile and the chunks kept byte for byte into a PNG, in place of those of libvips."""
     verbatim = image.verbatim if image.format == "png" else b""
-    kept = {kind: content for kind, content in read_chunks(BytesIO(verbatim))}
+    kept = {kind: content for kind, content in read_chunks(BytesIO(verbatim)) if content is not None}
     if b"iCCP" in kept and "icc-profile-data" not in image.metadata:
         # it is damaged
         verbatim = verbatim.replace(png_chunk(b"iCCP", kept[b"iCCP"]), b"")
@@ -191,7 +195,8 @@ def complete_png(path: Path, image: ImageFile, exif: bytes, xmp: bytes, profile:
     file.seek(_SIGNATURE)
     own = b""
     for kind, content in read_chunks(file):
-        if kind == b"IDAT":
+        if content is None:
+            # the pixels
             break
         start = file.tell()
         if kind == b"IHDR":

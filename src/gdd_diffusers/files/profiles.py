@@ -65,7 +65,10 @@ def build_profile(primaries: tuple, gamma: float) -> bytes:
             b"wtpt": _numbers(b"XYZ ", None, *_D50),
             b"chad": _numbers(b"sf32", None, *to_d50.ravel()),
         }
-        tags |= {name + b"XYZ": _numbers(b"XYZ ", None, *colour) for name, colour in zip(b"r g b".split(), colours.T)}
+        tags |= {
+            name + b"XYZ": _numbers(b"XYZ ", None, *colour)
+            for name, colour in zip(b"r g b".split(), colours.T, strict=True)
+        }
         tags |= {name + b"TRC": curve for name in b"r g b".split()}
     except (ArithmeticError, np.linalg.LinAlgError, struct.error):
         return b""

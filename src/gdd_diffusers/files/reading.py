@@ -165,7 +165,7 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
 
 
 def _full_page(path: Path) -> int:
-    """Return the one page of a TIFF that is no smaller copy of another, such as a thumbnail; 0 if there are several."""
+    """Return the one page of a TIFF that is no smaller copy of another, as thumbnails are; 0 if there are several."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         pages, _ = full_pages(data)
     return pages[0] if len(pages) == 1 else 0

@@ -70,9 +70,10 @@ def check_output(
 
     problem = None
     opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    has_alpha = pixels.shape[2] in (2, 4) and not (like and like.extra_samples == 0)
     if max(pixels.shape[:2]) > _MAX_SIDE.get(format, np.inf):
         problem = f"{format} holds at most {_MAX_SIDE[format]} pixels a side"
-    elif format == "jpeg" and pixels.shape[2] in (2, 4) and (not like or like.extra_samples) and pixels[..., -1].min() < 0.998 * opaque:
+    elif format == "jpeg" and has_alpha and pixels[..., -1].min() < 0.998 * opaque:
         problem = "jpeg has no transparency; use png, tiff, webp or avif"
     elif like and format == "jpeg" and len(like.metadata.get("xmp-data", b"")) > MAX_XMP_IN_JPEG:
         problem = "its XMP is too long for jpeg; use png, tiff, webp or avif"
@@ -157,8 +158,10 @@ def write_image(
         "heic": {"Q": 95, "subsample_mode": "off", "bitdepth": bits, "compression": "hevc"},
     }
     options = defaults[format]
-    # without any, libvips would make EXIF up
-    options["keep"] = "icc|xmp|exif" if image.get_typeof("exif-data") else "icc|xmp"
+    options["keep"] = "none"
+    if format in _WITHOUT_GREY:
+        # without any, libvips would make EXIF up
+        options["keep"] = "icc|xmp|exif" if image.get_typeof("exif-data") else "icc|xmp"
     if like.format == format:
         options |= like.saving
     if quality is not None and "Q" in options:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from .exif import ORIENTATION, number, read_tags
-from .image_file import ImageFile
+from .image_file import ImageFile, printable
 
 
 _ORIENTATION = re.compile(rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)([1-8])""")
@@ -37,11 +37,12 @@ def without_attached(xmp: bytes) -> bytes:
     return _ELEMENT.sub(b"", _ATTRIBUTE.sub(b"", b"".join(kept) + xmp[at:]))
 
 
-def copy_sidecars(path: Path, target: Path, image: ImageFile, overwrite: bool = False) -> None:
+def copy_sidecars(path: Path, target: Path, image: ImageFile) -> None:
     """
     Copy the XMP files beside an image, `a.xmp` or `a.jpg.xmp`, to a result in another folder.
 
-    One that says how the image was turned says the same of the result as the image itself: that it is upright.
+    One that says how the image was turned says the same of the result as the image itself: that it is upright. Files
+    that exist are kept.
     """
     if target.parent.resolve() == path.parent.resolve():
         return
@@ -50,7 +51,11 @@ def copy_sidecars(path: Path, target: Path, image: ImageFile, overwrite: bool = 
             (path.with_suffix(suffix), target.with_suffix(suffix)),
             (path.with_name(path.name + suffix), target.with_name(target.name + suffix)),
         ):
-            if sidecar.is_file() and (overwrite or not copy.exists()):
+            if not sidecar.is_file() or copy.exists():
+                continue
+            try:
                 shutil.copy2(sidecar, copy)
                 if image.orientation > 1:
                     copy.write_bytes(upright_xmp(copy.read_bytes()))
+            except OSError as error:
+                image.notes.append(f"{printable(sidecar.name)} could not be copied along: {error.strerror}")
