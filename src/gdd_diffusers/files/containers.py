@@ -64,6 +64,7 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile, page: int
         exif = read_png(path, source, image)
     elif image.format == "tiff":
         exif = _read_tiff(path, image, page)
+        image.resolution = exif_resolution(exif)
     else:
         exif = source.get("exif-data") if source.get_typeof("exif-data") else b""
         image.resolution = exif_resolution(exif)

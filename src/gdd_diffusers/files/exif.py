@@ -12,9 +12,9 @@ import numpy as np
 COMPRESSION, EXTRA_SAMPLES, SUB_IMAGES = 259, 338, 330
 XMP, IPTC, PHOTOSHOP, ICC, PHOTOSHOP_LAYERS = 700, 33723, 34377, 34675, 37724
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 274, 282, 283, 296
-_EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 _WIDTHS_AND_HEIGHTS = {0x0100: 0x0101, 0xA002: 0xA003}
-_SUBDIRECTORIES = {_EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
+_SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
 # bytes per number of the types 0 to 18
 _UNITS = (0, 1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4, 0, 0, 8, 8, 8)
 _RATIONALS = (5, 10)
@@ -128,9 +128,9 @@ def number(tags: dict, tag: int, default: int = 0) -> int:
 def exif_resolution(exif: bytes) -> tuple[float, float]:
     """Return the pixels per millimetre that an EXIF block states, or (1, 1), libvips' value for unknown."""
     tags, _ = read_tags(exif.removeprefix(b"Exif\0\0"))
-    unit = {2: 25.4, 3: 10.0}.get(number(tags, RESOLUTION_UNIT))
+    unit = {2: 25.4, 3: 10.0}.get(number(tags, RESOLUTION_UNIT, 2))
     values = [tags.get(tag, (0, 0, b""))[2] for tag in (X_RESOLUTION, Y_RESOLUTION)]
-    if unit and all(len(value) == 8 and any(value[4:]) for value in values):
+    if unit and all(len(value) == 8 and any(value[:4]) and any(value[4:]) for value in values):
         x, y = (struct.unpack("<II", value) for value in values)
         return x[0] / x[1] / unit, y[0] / y[1] / unit
     return 1.0, 1.0
@@ -147,8 +147,8 @@ def upright_exif(exif: bytes, swap_sides: bool = False) -> bytes:
         order = _LAYOUTS[bytes(block[:4])][0]
         (at,) = struct.unpack_from(order + "I", block, 4)
         entries, end = _entries(block, order, at)
-        if _EXIF in entries:
-            (at,) = struct.unpack_from(order + "I", block, entries[_EXIF] + 8)
+        if EXIF in entries:
+            (at,) = struct.unpack_from(order + "I", block, entries[EXIF] + 8)
             entries = _entries(block, order, at)[0] | entries
         if ORIENTATION in entries:
             struct.pack_into(order + "HIHH", block, entries[ORIENTATION] + 2, 3, 1, 1, 0)

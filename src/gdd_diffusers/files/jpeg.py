@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyvips
 
-from .exif import read_tags
+from .exif import exif_resolution, read_tags
 from .image_file import ImageFile
 from .libvips import with_fields
 from .photoshop import with_iptc
@@ -24,6 +24,7 @@ _APP0, _APP1, _APP2, _APP11, _APP13, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEB, 0x
 _COMMENT, _DQT, _SOS, _SOI, _END = 0xFE, 0xDB, 0xDA, b"\xff\xd8", b"\xff\xd9"
 # any marker in the pixels but a restart; a zero behind the byte says that it is none
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+_UNITS = {1: 25.4, 2: 10.0}  # of a density, in millimetres
 _JFIF, _EXIF, _PHOTOSHOP, _PROFILE = b"JFIF\0", b"Exif\0", b"Photoshop 3.0\0", b"ICC_PROFILE\0"
 _XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 # of Adobe and Google, of ISO 21496-1, and of Apple
@@ -50,6 +51,14 @@ def read_jpeg(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
     image.saving = {"interlace": bool(source.get("jpeg-multiscan")), "Q": max(95, _quality(tables))}
     if any(content.startswith(_PROFILE) for content in contents) and not source.get_typeof("icc-profile-data"):
         image.notes.append("its colour profile is damaged and was left out")
+
+    # libvips makes 72 dots per inch of unknown
+    image.resolution = exif_resolution(exif)
+    for content in contents:
+        if content.startswith(_JFIF) and len(content) >= 12 and not image.has_resolution:
+            unit, x, y = struct.unpack_from(">BHH", content, 7)
+            if unit in _UNITS and x and y:
+                image.resolution = x / _UNITS[unit], y / _UNITS[unit]
 
     # behind the image: the pictures of the list in its order, then all else
     listed, others = [], dict(parts)
