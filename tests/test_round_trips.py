@@ -30,7 +30,7 @@ def test_exif_xmp_and_profile_cross_all_formats(tmp_path, source, target):
         exif[700] = XMP
     elif source != "png":
         options["xmp"] = XMP
-    Image.fromarray(gradient()).save(tmp_path / f"in.{source}", exif=exif, icc_profile=profile, **options)
+    Image.fromarray(gradient()).save(tmp_path / f"in.{source}", exif=exif.tobytes(), icc_profile=profile, **options)
     image = read_image(tmp_path / f"in.{source}")
     if source == "png":
         # Pillow writes none
