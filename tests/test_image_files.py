@@ -638,7 +638,7 @@ def test_missing_empty_and_folder(tmp_path):
 @pytest.mark.parametrize("content", [b"hello, world\n", b"1,2,3\n4,5,6\n", bytes(1000)])
 def test_not_an_image(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP or AVIF image"):
+    with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -768,6 +768,8 @@ def test_colours_by_code_that_would_be_lost(tmp_path):
         for name in ("b.avif", "b.png"):
             if primaries == 1:
                 assert read_image(tmp_path / name).pixels.shape == (48, 64, 3)
+            elif (primaries, name) == (12, "b.avif"):
+                assert read_image(tmp_path / name).metadata["icc-profile-data"] == p3_profile()
             else:
                 with pytest.raises(ImageFileError, match="HDR or wide-gamut colour"):
                     read_image(tmp_path / name)

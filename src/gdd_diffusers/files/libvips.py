@@ -85,6 +85,12 @@ def from_srgb(image: pyvips.Image, profile: bytes) -> pyvips.Image:
     return lab.icc_export(depth=16, black_point_compensation=True)
 
 
+def display_p3() -> bytes:
+    """Return the ICC profile of Display P3."""
+    black = pyvips.Image.black(1, 1, bands=3).copy(interpretation="srgb")
+    return black.icc_transform("p3").get("icc-profile-data")
+
+
 def profile_changes_colours(profile: bytes) -> bool:
     """Whether a profile works both ways and changes any colour of a grid by more than a rounding error."""
     if not profile:

@@ -13,8 +13,20 @@ import pyvips
 
 from .containers import png_chunks, read_container, repair_jpeg
 from .exif import COMPRESSION, read_tags, with_pixel_tags_only
-from .image_file import FORMATS, MAX_PIXELS, ImageFile, ImageFileError, printable
-from .libvips import is_damaged, libvips_errors, profile_changes_colours, reason, to_numpy, to_srgb, to_vips
+from .heic import decode_heic
+from .image_file import FORMATS, MAX_PIXELS, RAW_SUFFIXES, ImageFile, ImageFileError, printable
+from .libvips import (
+    display_p3,
+    is_damaged,
+    libvips_errors,
+    profile_changes_colours,
+    reason,
+    to_numpy,
+    to_srgb,
+    to_vips,
+    with_fields,
+)
+from .raw import RawOptions, read_raw
 
 
 _SIGNATURES = {
@@ -23,6 +35,8 @@ _SIGNATURES = {
     "tiff": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
     "webp": rb"RIFF....WEBP",
     "heif": rb"....ftyp(avi[fs]|he[iv][cmsx]|mif1|msf1)",
+    # Fujifilm, Olympus, Panasonic, Canon (twice), Minolta, Sigma; the others' raw files are TIFFs
+    "raw": rb"FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|....ftypcrx |II\x1a\0\0\0HEAPCCDR|\0MRM|FOVb",
 }
 _FILE_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 _FILE_KINDS |= {stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
@@ -34,20 +48,22 @@ _MAX_PIXELS_PER_BYTE_IN_TIFF = {1: 8, 5: 8 * 2730, 7: 512, 8: 8 * 1032, 32773: 8
 _MAX_SCANNED_PIXELS = 50_000_000_000
 _MAX_BYTES_TO_MEND = 500_000_000
 _COLOUR_CHANNELS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}
+_DISPLAY_P3 = 12, 13  # its primaries and its curve, by their codes
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "resolution-unit")
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, raw: RawOptions | None = None) -> ImageFile:
     """
-    Read a JPEG, PNG, TIFF, WebP or AVIF file; HEIC if libvips can decode it.
+    Read a JPEG, PNG, TIFF, WebP, AVIF or HEIC file, or develop a raw one.
 
     RGB with an ICC profile is converted to sRGB, and the file's own numbers are kept beside it because sRGB cannot
     hold every colour. Grey keeps its numbers whatever its profile. CMYK becomes sRGB for good. Palettes are expanded.
 
     Args:
         path: The file. Its content decides the format, not its name.
-        max_pixels: The largest width times height to read; half of it for progressive JPEG, AVIF and HEIC, whose
-            decoders hold the whole image more than once.
+        max_pixels: The largest width times height to read; half of it for progressive JPEG, AVIF, HEIC and raw
+            files, whose decoders hold the whole image more than once.
+        raw: How to develop raw files.
 
     Returns:
         [`ImageFile`]; its `notes` say what was wrong with the file and left out.
@@ -55,7 +71,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     Raises:
         `FileNotFoundError`: If there is no such file.
         [`ImageFileError`]: If some pixels do not decode; if something would be lost, as of several images in a file,
-            floating point, more than 16 bits or raw; or if there are more than `max_pixels`, or a million a side.
+            floating point or more than 16 bits; or if there are more than `max_pixels`, or a million a side.
 
     Example:
         ```py
@@ -76,6 +92,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """
     path = Path(path)
     kind = _identify(path)
+    if kind == "raw":
+        return read_raw(path, max_pixels, raw or RawOptions())
     try:
         try:
             return _read(path, kind, None, max_pixels)
@@ -87,11 +105,27 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
             image.notes.append("it breaks rules of its format, but no pixel is missing")
             return image
     except pyvips.Error as error:
-        if "not been built in" in str(error):
-            message = "cannot be read: this libvips has no HEIC decoder; convert it to JPEG, PNG, TIFF or AVIF first"
-        else:
-            message = f"is damaged or of an unknown kind ({reason(error)})"
-        raise ImageFileError(f"{printable(path)} {message}.") from error
+        raise ImageFileError(f"{printable(path)} is damaged or of an unknown kind ({reason(error)}).") from error
+
+
+def output_suffix(path: Path) -> str:
+    """
+    Return the extension that a result of this file has by default: its own, if there is a writer for its format.
+
+    A raw file becomes a TIFF. HEIC becomes a JPEG, or a PNG if it has 10 bits or transparency, which no JPEG has; both
+    open everywhere.
+    """
+    if path.suffix.lower() in RAW_SUFFIXES:
+        return ".tif"
+    if FORMATS.get(path.suffix.lower()) != "heic":
+        return path.suffix
+    try:
+        with libvips_errors(), open(path, "rb") as file:
+            image = pyvips.Image.heifload_source(pyvips.Source.new_from_descriptor(file.fileno()))
+            return ".jpg" if image.format == "uchar" and image.bands == 3 else ".png"
+    except (OSError, pyvips.Error):
+        # which reading it will say
+        return ".jpg"
 
 
 def _identify(path: Path) -> str:
@@ -117,12 +151,12 @@ def _identify(path: Path) -> str:
         raise ImageFileError(f"{name} cannot be read: {str(error.strerror).lower()}.") from error
     kind = next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
     if kind is None:
-        raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.")
+        raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image, or is damaged.")
     if head[8:12] in (b"avis", b"msf1", b"hevc", b"hevx"):
         raise ImageFileError(f"{name} is an animation; split it up first.")
     if kind == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
         # most raw formats are TIFFs that begin with a thumbnail
-        raise ImageFileError(f"{name} looks like a raw file; develop it to TIFF or JPEG first.")
+        return "raw"
     return kind
 
 
@@ -135,13 +169,20 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
         else:
             source = pyvips.Source.new_from_memory(repaired)
         # fail on warnings: missing pixels in a JPEG or a tiled TIFF raise nothing worse
-        loaded = getattr(pyvips.Image, f"{kind}load_source")(source, fail_on="warning", access="sequential")
+        load, options = getattr(pyvips.Image, f"{kind}load_source"), {"fail_on": "warning", "access": "sequential"}
+        loaded = load(source, **options)
+        if kind == "heif":
+            loaded = load(source, page=loaded.get("heif-primary"), **options)
+            if _colour_codes(path) == _DISPLAY_P3 and not loaded.get_typeof("icc-profile-data"):
+                loaded = with_fields(loaded, {"icc-profile-data": display_p3()})
         format = _check_kind(path, kind, loaded)
         _check_size(path, format, loaded, max_pixels)
         bits = loaded.get("bits-per-sample") if kind == "heif" else 16 if loaded.format == "ushort" else 8
         image = ImageFile(np.empty(0), format, bits, resolution=(loaded.xres, loaded.yres))
         image.metadata = {name: loaded.get(name) for name in _METADATA if loaded.get_typeof(name)}
-        _decode(loaded, image)
+        if kind == "heif" and loaded.get("n-pages") > 1:
+            image.notes.append(f"it holds {loaded.get('n-pages')} images, and only the main one was read")
+        _decode(decode_heic(path, image) if format == "heic" else loaded, image)
         read_container(path, loaded, image)
     return image
 
@@ -166,13 +207,10 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
     if kind == "png":
         # libvips reads the first frame of an animation
         pages = max([int.from_bytes(chunk[8:12], "big") for chunk in png_chunks(path, (b"acTL",))], default=1)
-    if pages > 1:
+    if pages > 1 and kind != "heif":
         raise ImageFileError(f"{name} holds {pages} images; split it up first.")
-    with open(path, "rb") as file:
-        # colours by code (ITU-T H.273) in AVIF and PNG: libvips drops what is not sRGB
-        codes = re.search(rb"colrnclx\x00(.)\x00(.)|\x00\x00\x00\x04cICP(.)(.)", file.read(100_000), re.DOTALL)
-    if codes and not loaded.get_typeof("icc-profile-data"):
-        primaries, transfer = (code[0] for code in codes.groups() if code)
+    if not loaded.get_typeof("icc-profile-data"):
+        primaries, transfer = _colour_codes(path)
         if primaries not in (1, 2) or transfer not in (1, 2, 6, 13, 14, 15):
             raise ImageFileError(f"{name} is in HDR or wide-gamut colour without a profile; convert it first.")
     channels = _COLOUR_CHANNELS.get(loaded.interpretation, 0)
@@ -180,6 +218,16 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
         what = f"{loaded.interpretation} with {loaded.bands} channels of type {loaded.format}"
         raise ImageFileError(f"{name} is {what}; convert it to grey, RGB or CMYK of 8 or 16 bits first.")
     return format
+
+
+def _colour_codes(path: Path) -> tuple[int, int]:
+    """Return the primaries and the curve of the colours (ITU-T H.273) of AVIF, HEIC and PNG; libvips drops them."""
+    with open(path, "rb") as file:
+        codes = re.search(rb"colrnclx\x00(.)\x00(.)|\x00\x00\x00\x04cICP(.)(.)", file.read(100_000), re.DOTALL)
+    if codes is None:
+        return 2, 2  # unspecified
+    primaries, transfer = (code[0] for code in codes.groups() if code)
+    return primaries, transfer
 
 
 def _check_size(path: Path, format: str, loaded: pyvips.Image, max_pixels: int) -> None:
