@@ -336,7 +336,7 @@ def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatc
         (tmp_path / "out" / "2.png").write_bytes(b"of the other run")
         return denoise(pipe, pixels, **kwargs)
 
-    with batch.claim(tmp_path / "out" / "0.png", overwrite=False):
+    with batch.claim(tmp_path / "out" / "0.png", batch.FileOptions()):
         code, said = run("denoise", "in", "-o", "out")
         assert code == 0 and "2 denoised; 1 left to another run" in said
         assert not (tmp_path / "out" / "0.png").exists()
