@@ -1,7 +1,24 @@
-"""Raw files as cameras write them: DNGs of a known scene, made from nothing."""
+"""
+Raw files as cameras write them: DNGs of a known scene, made from nothing.
+
+    python tests/raw_files.py CLEAN PAIRS
+
+takes the photographs in CLEAN with phones' sensors, as `CameraNoise("phone")` draws them, and develops the files to
+PAIRS/noisy and PAIRS/clean, for `examples/noise_statistics.py`.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
+from PIL import Image
+
+from gdd_diffusers.data.cameras import Draw
+from gdd_diffusers.data.development import XYZ_TO_CAMERA
+from gdd_diffusers.files import for_display, list_images, read_image
 
 
 BAYER = np.array([[0, 1], [1, 2]])
@@ -64,3 +81,28 @@ def write_dng(path, recorded, pattern=BAYER, orientation=1, colours=XYZ_FROM_SRG
         (50778, 3, 1, 21, True),  # daylight
     ]
     tifffile.imwrite(path, recorded, photometric=32803, extratags=[*camera, *tags], metadata=None, software=False)
+
+
+def main(photos, pairs):
+    generator = torch.Generator().manual_seed(0)
+    xyz_to_camera = XYZ_TO_CAMERA.mean(0).double().numpy()
+    to_camera = xyz_to_camera @ XYZ_FROM_SRGB
+    to_camera /= to_camera.sum(1, keepdims=True)  # grey stays grey
+    for side in ("noisy", "clean"):
+        Path(pairs, side).mkdir(parents=True, exist_ok=True)
+    for photo in list_images([photos]):
+        camera = {name: value.item() for name, value in Draw(1, generator, "cpu").camera(["phone"]).items()}
+        shot = camera["iso"] * camera["shot_per_iso"]
+        read = camera["read_factor"] * shot ** camera["read_power"]
+        pixels = np.asarray(Image.open(photo).convert("RGB"), dtype=float)[:512, :512] / 255
+        light = camera["exposure"] * np.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
+        with tempfile.TemporaryDirectory() as folder:
+            for side, noise in (("noisy", (shot, read)), ("clean", None)):
+                recorded = expose(light @ to_camera.T, noise=noise)
+                write_dng(Path(folder, "a.dng"), recorded, colours=np.linalg.inv(xyz_to_camera))
+                developed = read_image(Path(folder, "a.dng")).pixels
+                Image.fromarray(for_display(developed)).save(Path(pairs, side, f"{photo.stem}.png"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.app import batch, cli
+from gdd_diffusers.comparison import GAP, compare
 from gdd_diffusers.files import read_image
 
 
@@ -440,6 +441,12 @@ def test_several_images_into_a_file_are_refused(run, tmp_path):
         ["--format", "gif"],
         ["--format", "."],
         ["--format", "a/b"],
+        ["--in-place", "-o", "out"],
+        ["--in-place", "--overwrite"],
+        ["--in-place", "--format", "jpg"],
+        ["--originals", "kept"],
+        ["--raw-exposure", "9"],
+        ["--raw-white-balance", "moonlight"],
         ["--no-such-option"],
     ],
 )
@@ -480,6 +487,16 @@ def test_compare_writes_a_labelled_image(run, tmp_path):
     second = save_picture(tmp_path / "second.png")
     code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
     assert code == 2 and "--compare takes one image" in said
+
+
+def test_compare_enlarges_detail_that_changed_and_no_even_patch(run, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = np.full((300, 600, 3), 100.0)
+    pixels[100:200, 400:500] = 60 + 80 * (np.arange(100) // 5 % 2)[:, None]  # stripes, as noisy as the rest
+    before, after = (Image.fromarray(x.astype(np.uint8)) for x in (pixels + rng.normal(0, 12, pixels.shape), pixels))
+    sheet = np.asarray(compare({"before": before, "after": after}))
+    crop = sheet[25 + 300 + GAP :, sheet.shape[1] // 2 + GAP :].astype(int)
+    assert np.ptp(crop) > 70
 
 
 def test_an_unwritable_compare_fails_before_denoising(run, tmp_path):
@@ -541,7 +558,7 @@ def test_simulate_is_reproducible(run, tmp_path):
     clean = save_picture(tmp_path / "clean.png")
     arguments = ["simulate", clean, "--preset", "phone", "--iso", 3200]
     assert run(*arguments, "-o", "1.png", "--clean-output", "recorded.png")[0] == 0
-    assert run(*arguments, "-o", "2.png")[0] == 0
+    assert run(*arguments, "-o", "2")[0] == 0  # gets the extension of the input
     assert run(*arguments, "-o", "3.png", "--seed", 1)[0] == 0
     first, second, third = (pixels_of(f"{i}.png") for i in (1, 2, 3))
     assert np.array_equal(first, second) and not np.array_equal(first, third)

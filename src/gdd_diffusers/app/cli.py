@@ -203,13 +203,13 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ):
     """Make a clean photograph noisy as a camera would have: to try a denoiser with the ground truth at hand."""
-    from ..files import MAX_PIXELS, check_output, read_image, write_image
+    from ..files import MAX_PIXELS, check_output, output_suffix, read_image, write_image
 
     if iso is not None and preset == "gaussian":
         raise fail("--iso is for cameras, and --preset gaussian is none; leave one of them out.", 2)
-    if clean_output and os.path.realpath(clean_output) == os.path.realpath(output):
+    outputs = [path.with_suffix(path.suffix or output_suffix(clean)) for path in (output, clean_output) if path]
+    if len(set(map(os.path.realpath, outputs))) < len(outputs):
         raise fail(f"the noisy and the clean photograph cannot both be {output}; choose another --clean-output.", 2)
-    outputs = [path for path in (output, clean_output) if path]
     with exit_on_errors(ValueError):
         pixels = read_image(clean, max_pixels or MAX_PIXELS).pixels
         for path in outputs:  # both before either is written, so as not to leave half a pair; neither has alpha
