@@ -585,10 +585,15 @@ def test_version_and_help(run):
     assert code == 0 and all(command in said for command in ("denoise", "info", "simulate"))
 
 
-def test_heavy_libraries_wait_until_they_are_needed():
-    code = (
-        "import sys, gdd_diffusers, gdd_diffusers.app.cli; print({'torch', 'diffusers', 'pyvips'} & set(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    "module, waiting",
+    [
+        ("gdd_diffusers.app.cli", {"torch", "diffusers", "pyvips", "pi_heif", "rawpy"}),
+        ("gdd_diffusers.files", {"torch", "diffusers", "pi_heif", "rawpy"}),
+    ],
+)
+def test_heavy_libraries_wait_until_they_are_needed(module, waiting):
+    code = f"import sys, gdd_diffusers, {module}; print({waiting} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
