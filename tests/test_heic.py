@@ -105,7 +105,16 @@ def test_of_several_images_the_main_one_is_read(tmp_path):
     images.save(tmp_path / "a.heic", quality=-1, chroma=444, primary_index=1)
     image = read_image(tmp_path / "a.heic")
     assert np.abs(image.pixels.astype(int) - (255 - pixels)).max() <= 2
-    assert image.notes == ["it holds 2 images, and only the main one was read"]
+    assert image.notes == ["it holds 2 images, and only the main image was read"]
+
+
+def test_of_a_burst_the_main_image_is_read(tmp_path):
+    save_heic(tmp_path / "a.heic", smooth())
+    data = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "a.heic").write_bytes(data[:8] + b"msf1" + data[12:])
+    image = read_image(tmp_path / "a.heic")
+    assert np.abs(image.pixels.astype(int) - smooth()).max() <= 2
+    assert image.notes == ["it is a sequence, and only the main image was read"]
 
 
 @pytest.mark.parametrize(

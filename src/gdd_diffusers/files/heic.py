@@ -26,11 +26,15 @@ def decode_heic(path: Path, image: ImageFile) -> pyvips.Image:
 
     try:
         with open(path, "rb") as file:
+            is_sequence = file.read(12)[8:] in (b"msf1", b"hevc", b"hevx")
             heif = pi_heif.open_heif(file, convert_hdr_to_8bit=False)
         pixels = np.array(heif)  # a copy, since the memory behind it belongs to `heif`
     except (EOFError, OSError, RuntimeError, SyntaxError, ValueError) as error:
         cause = printable(str(error).strip(" .\n"))
         raise ImageFileError(f"{printable(path)} is damaged or of an unknown kind ({cause}).") from error
+    if is_sequence or len(heif) > 1:
+        what = "is a sequence" if is_sequence else f"holds {len(heif)} images"
+        image.notes.append(f"it {what}, and only the main image was read")
     # types of auxiliary images are URNs, as urn:com:apple:photo:2020:aux:hdrgainmap
     kinds = [kind.rsplit(":", 1)[-1] for kind in heif.info["aux"]] + ["2"] * len(heif.info["depth_images"])
     if kinds:

@@ -152,7 +152,7 @@ def _identify(path: Path) -> str:
     kind = next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
     if kind is None:
         raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image, or is damaged.")
-    if head[8:12] in (b"avis", b"msf1", b"hevc", b"hevx"):
+    if head[8:12] == b"avis":
         raise ImageFileError(f"{name} is an animation; split it up first.")
     if kind == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
         # most raw formats are TIFFs that begin with a thumbnail
@@ -180,8 +180,6 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
         bits = loaded.get("bits-per-sample") if kind == "heif" else 16 if loaded.format == "ushort" else 8
         image = ImageFile(np.empty(0), format, bits, resolution=(loaded.xres, loaded.yres))
         image.metadata = {name: loaded.get(name) for name in _METADATA if loaded.get_typeof(name)}
-        if kind == "heif" and loaded.get("n-pages") > 1:
-            image.notes.append(f"it holds {loaded.get('n-pages')} images, and only the main one was read")
         _decode(decode_heic(path, image) if format == "heic" else loaded, image)
         read_container(path, loaded, image)
     return image
@@ -207,7 +205,7 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
     if kind == "png":
         # libvips reads the first frame of an animation
         pages = max([int.from_bytes(chunk[8:12], "big") for chunk in png_chunks(path, (b"acTL",))], default=1)
-    if pages > 1 and kind != "heif":
+    if pages > 1 and format != "heic":
         raise ImageFileError(f"{name} holds {pages} images; split it up first.")
     if not loaded.get_typeof("icc-profile-data"):
         primaries, transfer = _colour_codes(path)
