@@ -3,7 +3,8 @@
 Remove noise in GIMP 3: Filters > Enhance > Denoise with gdd adds a denoised layer on top of the image.
 
 Copy this folder to the folder of plug-ins that GIMP names under Edit > Preferences > Folders, and make the file
-executable. The `gdd` command must be on the PATH that GIMP was started with.
+executable. GIMP must find `gdd` on its PATH, and the system's Python before that of a virtual environment: a link to
+`gdd` in ~/.local/bin will do.
 """
 
 import subprocess
