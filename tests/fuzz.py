@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pyvips
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from raw_files import expose, scene, write_dng
 
 
 SECONDS, MEGABYTES = 10, 1000
@@ -74,6 +76,9 @@ def make_seeds() -> dict[str, bytes]:
         save("a.webp", alpha, lossless=True)
         save("a.avif", wide.heifsave, compression="av1", bitdepth=10)
         save("a.avif", alpha, exif=exif, icc_profile=profile, quality=50)
+        save("a.heic", pillow_heif.from_pillow(alpha).save, exif=exif.tobytes())
+        save("a.heic", pillow_heif.from_bytes("RGB;16", (32, 24), wide.write_to_memory()).save)
+        save("a.dng", lambda path: write_dng(path, expose(scene(24, 32)), orientation=6))
     return seeds
 
 
@@ -114,7 +119,7 @@ def work(folder: Path, seed: int, start: int, count: int) -> None:
     """Read and write mutants, and print as a line of JSON what became of each."""
     import resource
 
-    from gdd_diffusers.files import ImageFileError, read_image, write_image
+    from gdd_diffusers.files import ImageFileError, output_suffix, read_image, write_image
 
     sound = folder / "sound.png"
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(sound)
@@ -128,7 +133,7 @@ def work(folder: Path, seed: int, start: int, count: int) -> None:
         signal.alarm(3 * SECONDS)
         try:
             image = read_image(path)
-            for extension in (path.suffix, (".jpg", ".png", ".tif", ".webp")[number % 4]):
+            for extension in (output_suffix(path), (".jpg", ".png", ".tif", ".webp")[number % 4]):
                 write_image(folder / f"{number}-out{extension}", image.pixels, like=image, overwrite=True)
                 read_image(folder / f"{number}-out{extension}")
         except ImageFileError as error:

@@ -5,16 +5,20 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from conftest import make_pipeline
 from PIL import Image
+from raw_files import expose, scene, write_dng
 from typer.testing import CliRunner
 
 from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.app import batch, cli
+from gdd_diffusers.comparison import GAP, compare
 from gdd_diffusers.files import read_image
 
 
@@ -90,7 +94,7 @@ def test_sixteen_bits_stay_sixteen(run, tmp_path):
 def test_cmyk_becomes_srgb_and_that_is_said(run, tmp_path):
     Image.new("CMYK", (20, 16), (0, 90, 90, 0)).save(tmp_path / "press.tif")
     code, said = run("denoise", "press.tif", "-o", "clean.tif")
-    assert code == 0 and "press.tif was CMYK, and its result is sRGB." in said
+    assert code == 0 and "press.tif: it was CMYK, and its result is sRGB." in said
     assert Image.open("clean.tif").mode == "RGB"
     assert "CMYK" not in run("denoise", save_picture(tmp_path / "noisy.png"))[1]
 
@@ -164,6 +168,75 @@ def test_a_slash_at_the_end_means_a_folder(run, tmp_path):
     assert run("denoise", noisy, "-o", "out")[1].startswith("0 denoised; 1 skipped")
     code, said = run("denoise", noisy, "-o", "noisy.png/")
     assert code == 2 and "folder is needed" in said
+
+
+def test_heic_becomes_jpeg_or_png_and_raw_becomes_tiff(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, mode, dtype in (("8.heic", "RGB", np.uint8), ("10.HEIC", "RGB;16", np.uint16)):
+        pixels = rng.integers(0, 256, (48, 64, 3), dtype=dtype)
+        pillow_heif.from_bytes(mode, (64, 48), pixels.tobytes()).save(tmp_path / name)
+    write_dng(tmp_path / "shot.dng", expose(scene(60, 80)))
+    code, said = run("denoise", tmp_path, "-o", "out")
+    assert code == 0 and "3 denoised" in said
+    assert sorted(os.listdir("out")) == ["10.png", "8.jpg", "shot.tif"]
+    assert run("denoise", tmp_path)[0] == 0
+    assert {"8_denoised.jpg", "10_denoised.png", "shot_denoised.tif"} < set(os.listdir())
+    assert run("denoise", "8.heic", "-o", "named")[0] == 0 and Image.open("named.jpg").size == (64, 48)
+    code, said = run("denoise", "8.heic", "-o", "a.heic")
+    assert code == 1 and "this libvips has no heic encoder" in said
+
+
+def test_raw_options_reach_the_developer(run, tmp_path):
+    write_dng(tmp_path / "shot.dng", expose(scene(60, 80)))
+    assert run("denoise", "shot.dng", "--strength", 0)[0] == 0
+    options = ["--raw-exposure", 1, "--raw-half-size", "--raw-white-balance", "daylight"]
+    assert run("denoise", "shot.dng", "-o", "b.tif", "--strength", 0, *options)[0] == 0
+    plain, changed = (read_image(name).pixels for name in ("shot_denoised.tif", "b.tif"))
+    assert plain.shape == (60, 80, 3) and changed.shape == (30, 40, 3)
+    assert changed[..., 1].mean() > 1.3 * plain[..., 1].mean() > changed[..., 0].mean()
+
+
+def test_in_place_keeps_the_originals_and_is_done_once(run, tmp_path):
+    before = {}
+    for i in range(2):
+        before[i] = save_picture(tmp_path / "in" / f"{i}.png", seed=i).read_bytes()
+    write_dng(tmp_path / "in" / "shot.dng", expose(scene(60, 80)))
+    code, said = run("denoise", "in", "--in-place")
+    assert code == 0 and "3 denoised" in said
+    names = ["0.png", "0_original.png", "1.png", "1_original.png", "shot.dng", "shot_denoised.tif"]
+    assert sorted(os.listdir("in")) == names
+    for i in range(2):
+        assert Path(f"in/{i}_original.png").read_bytes() == before[i] != Path(f"in/{i}.png").read_bytes()
+    after = Path("in/0.png").read_bytes()
+    code, said = run("denoise", "in", "--in-place")
+    assert code == 0 and "0 denoised" in said and "3 skipped" in said and Path("in/0.png").read_bytes() == after
+    # as if a run had been stopped between keeping the original and replacing the image
+    shutil.copy("in/0_original.png", "in/0.png")
+    assert "1 denoised" in run("denoise", "in", "--in-place")[1]
+    assert Path("in/0.png").read_bytes() == after and Path("in/0_original.png").read_bytes() == before[0]
+
+
+def test_in_place_with_a_folder_for_the_originals(run, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    before = save_picture(tmp_path / "in" / "deep" / "a.png").read_bytes()
+    monkeypatch.setattr(os, "link", lambda *args: os.rename("nowhere", "nowhere"))  # a memory card has no links
+    for _ in range(2):
+        code, said = run("denoise", "in", "--recursive", "--in-place", "--originals", "in/kept")
+    assert code == 0 and "1 skipped, since their originals are kept already" in said
+    assert Path("in/kept/deep/a.png").read_bytes() == before != Path("in/deep/a.png").read_bytes()
+    assert os.listdir("in/kept/deep") == ["a.png"]
+    Path("file").touch()
+    code, said = run("denoise", "in", "--recursive", "--in-place", "--originals", "file")
+    assert code == 1 and "the original cannot be kept as" in said
+
+
+def test_what_was_left_out_of_several_images_is_one_line(run, tmp_path):
+    for name in "abc":
+        save_picture(tmp_path / f"{name}.png")
+        Image.new("CMYK", (20, 16)).save(tmp_path / f"{name}.tif")
+    said = run("denoise", "a.tif", "b.tif", "-o", "1")[1]
+    assert said.count("CMYK") == 1 and "all 2 images: it was CMYK, and its result is sRGB." in said
+    assert "a.tif, b.tif: it was CMYK" in run("denoise", "a.tif", "b.tif", "c.png", "-o", "2")[1]
 
 
 def test_finished_files_are_skipped_until_overwrite(run, tmp_path):
@@ -264,7 +337,7 @@ def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatc
         (tmp_path / "out" / "2.png").write_bytes(b"of the other run")
         return denoise(pipe, pixels, **kwargs)
 
-    with batch.claim(tmp_path / "out" / "0.png", overwrite=False):
+    with batch.claim(tmp_path / "out" / "0.png", batch.FileOptions()):
         code, said = run("denoise", "in", "-o", "out")
         assert code == 0 and "2 denoised; 1 left to another run" in said
         assert not (tmp_path / "out" / "0.png").exists()
@@ -282,8 +355,8 @@ def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tm
     was_read = {f"{i}.png": threading.Event() for i in range(3)}
     denoise, read_image, calls = batch.denoise_pixels, batch.read_image, []
 
-    def read_and_tell(path, max_pixels):
-        image = read_image(path, max_pixels)
+    def read_and_tell(path, *args):
+        image = read_image(path, *args)
         was_read[path.name].set()
         return image
 
@@ -314,7 +387,8 @@ def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 12
 
 
-def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path):
+def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # rawpy is not installed
     save_picture(tmp_path / "in" / "1.png")
     for name in ("a.CR2", "b.dng", "c.mp4", "d.gif", ".hidden.nef", "notes.txt"):
         (tmp_path / "in" / name).touch()
@@ -322,7 +396,7 @@ def test_files_of_a_folder_that_are_left_out_are_counted(run, tmp_path):
     (tmp_path / "in" / "deep" / "e.mov").touch()
     code, said = run("denoise", "in", "-o", "out")
     assert code == 0 and "1 denoised" in said
-    assert "in: 2 raw files left out; develop to TIFF or JPEG first." in said
+    assert 'in: 2 raw files left out; pip install "gdd-diffusers[raw]" to read them.' in said
     assert "in: 1 video left out; extract the frames as images first." in said
     assert "in: 1 image of another format left out; convert to PNG or TIFF first." in said
     assert "in: 1 subfolder left out; --recursive includes them." in said
@@ -367,6 +441,12 @@ def test_several_images_into_a_file_are_refused(run, tmp_path):
         ["--format", "gif"],
         ["--format", "."],
         ["--format", "a/b"],
+        ["--in-place", "-o", "out"],
+        ["--in-place", "--overwrite"],
+        ["--in-place", "--format", "jpg"],
+        ["--originals", "kept"],
+        ["--raw-exposure", "9"],
+        ["--raw-white-balance", "moonlight"],
         ["--no-such-option"],
     ],
 )
@@ -407,6 +487,16 @@ def test_compare_writes_a_labelled_image(run, tmp_path):
     second = save_picture(tmp_path / "second.png")
     code, said = run("denoise", noisy, second, "-o", "out", "--compare", "both.png")
     assert code == 2 and "--compare takes one image" in said
+
+
+def test_compare_enlarges_detail_that_changed_and_no_even_patch(run, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = np.full((300, 600, 3), 100.0)
+    pixels[100:200, 400:500] = 60 + 80 * (np.arange(100) // 5 % 2)[:, None]  # stripes, as noisy as the rest
+    before, after = (Image.fromarray(x.astype(np.uint8)) for x in (pixels + rng.normal(0, 12, pixels.shape), pixels))
+    sheet = np.asarray(compare({"before": before, "after": after}))
+    crop = sheet[25 + 300 + GAP :, sheet.shape[1] // 2 + GAP :].astype(int)
+    assert np.ptp(crop) > 70
 
 
 def test_an_unwritable_compare_fails_before_denoising(run, tmp_path):
@@ -468,7 +558,7 @@ def test_simulate_is_reproducible(run, tmp_path):
     clean = save_picture(tmp_path / "clean.png")
     arguments = ["simulate", clean, "--preset", "phone", "--iso", 3200]
     assert run(*arguments, "-o", "1.png", "--clean-output", "recorded.png")[0] == 0
-    assert run(*arguments, "-o", "2.png")[0] == 0
+    assert run(*arguments, "-o", "2")[0] == 0  # gets the extension of the input
     assert run(*arguments, "-o", "3.png", "--seed", 1)[0] == 0
     first, second, third = (pixels_of(f"{i}.png") for i in (1, 2, 3))
     assert np.array_equal(first, second) and not np.array_equal(first, third)
@@ -495,10 +585,15 @@ def test_version_and_help(run):
     assert code == 0 and all(command in said for command in ("denoise", "info", "simulate"))
 
 
-def test_heavy_libraries_wait_until_they_are_needed():
-    code = (
-        "import sys, gdd_diffusers, gdd_diffusers.app.cli; print({'torch', 'diffusers', 'pyvips'} & set(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    "module, waiting",
+    [
+        ("gdd_diffusers.app.cli", {"torch", "diffusers", "pyvips", "pi_heif", "rawpy"}),
+        ("gdd_diffusers.files", {"torch", "diffusers", "pi_heif", "rawpy"}),
+    ],
+)
+def test_heavy_libraries_wait_until_they_are_needed(module, waiting):
+    code = f"import sys, gdd_diffusers, {module}; print({waiting} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 

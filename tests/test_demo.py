@@ -407,7 +407,7 @@ def test_files_that_are_not_images_give_one_sentence(visit, server, tmp_path):
         file.truncate(MAX_MEGABYTES * 10**6 + 1_000_000)
 
     for name, sentence in {
-        "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.",
+        "text.jpg": "text.jpg is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image, or is damaged.",
         "cut.png": "cut.png is damaged",
         "bomb.png": "bomb.png has 20000 x 6000 pixels, which is 120 million; the limit for PNG is 100 million on",
     }.items():

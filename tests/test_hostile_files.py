@@ -124,7 +124,7 @@ print((usage().ru_maxrss - before.ru_maxrss) / 1024)
 @pytest.mark.parametrize("extension", ["jpg", "tif"])
 def test_no_other_loader_is_reached_by_content(tmp_path, content, extension):
     (tmp_path / f"a.{extension}").write_bytes(content)
-    with pytest.raises(ImageFileError, match="is no JPEG, PNG, TIFF, WebP or AVIF image"):
+    with pytest.raises(ImageFileError, match="is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image"):
         read_image(tmp_path / f"a.{extension}")
 
 

@@ -642,7 +642,7 @@ def test_missing_empty_and_folder(tmp_path):
 @pytest.mark.parametrize("content", [b"hello, world\n", b"1,2,3\n4,5,6\n", bytes(1000)])
 def test_not_an_image(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP or AVIF image"):
+    with pytest.raises(ImageFileError, match="a.jpg is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image"):
         read_image(tmp_path / "a.jpg")
 
 

@@ -1,7 +1,7 @@
 """Draw images side by side, whole and enlarged."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 
 GAP = 8
@@ -17,7 +17,7 @@ def compare(
         images: Names and images of one size (`ValueError` otherwise).
         width: Maximum width of the result in pixels. Small images are not enlarged.
         zoom: By how much the crop is enlarged.
-        box: Left and top of the crop. By default, where the first and the last image differ most.
+        box: Left and top of the crop. By default, where detail of the last image differs most from the first.
     """
     images = {name: image.convert("RGB") for name, image in images.items()}
     if len({image.size for image in images.values()}) != 1:
@@ -64,13 +64,19 @@ def stack(images: list[Image.Image], gap: int = 16) -> Image.Image:
 
 
 def most_different(images: list[Image.Image], width: int, height: int) -> tuple[tuple[int, int], float]:
-    """Find the box in which RGB images differ most: its left and top, and the mean range of values there."""
+    """
+    Find the box in which the detail of RGB images differs most: its left and top, and the mean range of values there.
+
+    Detail is where the last image has edges: in a patch of even colour there is nothing to see but noise.
+    """
     difference = np.ptp(np.stack([np.asarray(image) for image in images]), axis=0).mean(-1)
+    edges = np.asarray(images[-1].convert("L").filter(ImageFilter.FIND_EDGES))
     boxes = [
         (left, top)
         for top in range(0, difference.shape[0] - height + 1, max(1, height // 2))
         for left in range(0, difference.shape[1] - width + 1, max(1, width // 2))
     ]
     means = [difference[top : top + height, left : left + width].mean() for left, top in boxes]
-    best = int(np.argmax(means))
+    details = [1 + edges[top : top + height, left : left + width].mean() for left, top in boxes]
+    best = int(np.argmax(np.multiply(means, details)))
     return boxes[best], means[best]

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..comparison import compare
-from ..files import MAX_PIXELS, ImageFile, check_output, for_display, printable, read_image, write_image
+from ..files import MAX_PIXELS, ImageFile, RawOptions, check_output, for_display, printable, read_image, write_image
 from ..files.xmp import copy_sidecars
 from ..memory import keep_freed_memory
 from .denoising import denoise_pixels, first_line, show_progress
-from .planning import Batch
+from .planning import Batch, is_replaced
 
 
 class TakenByAnotherRun(Exception):
@@ -36,6 +37,14 @@ class FileOptions:
     overwrite: bool = False
     sheet: Path | None = None
     max_pixels: int | None = None
+    originals: dict[Path, Path] = field(default_factory=dict)  # where the images are kept that results replace
+    raw: RawOptions | None = None
+
+    def is_done(self, target: Path) -> bool:
+        """Whether an earlier run has made a result."""
+        if target in self.originals:
+            return is_replaced(target, self.originals[target])
+        return target.exists() and not self.overwrite
 
 
 def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
@@ -47,11 +56,11 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
     bar = tqdm(
         total=len(batch.jobs),
         disable=quiet or None,  # None shows it on a terminal only
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images, {remaining} left",
+        bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} images, {remaining} left",
         leave=False,
     )
     batch.device = f"{pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
-    start = time.monotonic()
+    start, number = time.monotonic(), 0
     jobs = list(batch.jobs.items())
     unwritten: deque[tuple[Path, Future, ExitStack]] = deque()
     # the memory of one image serves the next, too
@@ -66,7 +75,7 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
                     following = reader.submit(read, *jobs[number + 1], files)
                 with ExitStack() as claims:
                     try:
-                        claims.enter_context(claim(target, files.overwrite))
+                        claims.enter_context(claim(target, files))
                         denoised = denoise_pixels(pipe, image.result().pixels, **kwargs)
                         result = writer.submit(write, image.result(), target, denoised, files)
                     except Exception as error:  # of any kind: the other images can still be denoised
@@ -96,22 +105,22 @@ def record(batch: Batch, path: Path, result: Future, claims: ExitStack):
             copy_sidecars(path, batch.jobs[path], image)
             batch.done.append(path)
             batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
-            batch.notes += [f"{path}: {note}." for note in image.notes]
-            if image.cmyk:
-                batch.notes.append(f"{path} was CMYK, and its result is sRGB.")
+            for remark in image.notes + ["it was CMYK, and its result is sRGB"] * image.cmyk:
+                batch.remarks.setdefault(remark, []).append(path)
 
 
 def read(path: Path, target: Path, options: FileOptions) -> ImageFile:
     """Read an image, and check that its result can be written."""
-    if target.exists() and not options.overwrite:
+    if options.is_done(target):
         raise TakenByAnotherRun
-    image = read_image(path, options.max_pixels or MAX_PIXELS)
+    image = read_image(path, options.max_pixels or MAX_PIXELS, options.raw)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         folder = printable(target.parent)
         raise OSError(f"the folder {folder} cannot be made: {error.strerror}; choose another place.") from error
-    check_output(target, image.pixels, image, options.format, options.overwrite)
+    replace = options.overwrite or target in options.originals
+    check_output(target, image.pixels, image, options.format, replace)
     if sheet := options.sheet:
         # which has no alpha
         check_output(sheet, image.pixels[..., :1], None, None if sheet.suffix else "png", options.overwrite)
@@ -120,8 +129,11 @@ def read(path: Path, target: Path, options: FileOptions) -> ImageFile:
 
 def write(image: ImageFile, target: Path, denoised: np.ndarray, options: FileOptions) -> ImageFile:
     """Write the denoised pixels of an image, and the sheet that compares them."""
+    if target in options.originals:
+        keep(target, options.originals[target])
+    replace = options.overwrite or target in options.originals
     try:
-        write_image(target, denoised, image, options.format, options.quality, options.overwrite)
+        write_image(target, denoised, image, options.format, options.quality, replace)
     except FileExistsError:  # a run on another machine was faster
         raise TakenByAnotherRun from None
     if sheet := options.sheet:
@@ -131,8 +143,24 @@ def write(image: ImageFile, target: Path, denoised: np.ndarray, options: FileOpt
     return image
 
 
+def keep(path: Path, original: Path) -> None:
+    """Give a file a second name, which keeps its content when the first one is replaced."""
+    try:
+        original.parent.mkdir(parents=True, exist_ok=True)
+        original.unlink(missing_ok=True)  # the same, left by a run that was stopped
+        try:
+            os.link(os.path.realpath(path), original)
+        except OSError:  # another disk, or a memory card, which has no links
+            part = original.with_name(f".{original.name}.part")
+            shutil.copy2(path, part)
+            os.replace(part, original)
+    except OSError as error:
+        name = printable(original)
+        raise OSError(f"the original cannot be kept as {name}: {error.strerror}; choose --originals.") from error
+
+
 @contextmanager
-def claim(target: Path, overwrite: bool):
+def claim(target: Path, options: FileOptions):
     """
     Keep other runs on this machine from making the same result.
 
@@ -149,7 +177,7 @@ def claim(target: Path, overwrite: bool):
     except OSError:  # no lock can be had: it is another user's, or the disk is full
         lock = None
     try:
-        if target.exists() and not overwrite:
+        if options.is_done(target):
             raise TakenByAnotherRun
         yield
     finally:

@@ -15,7 +15,6 @@ from .denoising import configure, first_line, load_model, simulate_pixels
 app = typer.Typer(
     help="Remove noise from photographs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -79,26 +78,42 @@ def denoise(
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of lossy formats.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write a before/after image of the one input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist, and inputs.")] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the images; the originals stay beside them as NAME_original.")
+    ] = False,
+    originals: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where --in-place keeps the originals instead.")
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Include folders within folders.")] = False,
     max_pixels: MaxPixels = None,
+    raw_exposure: Annotated[
+        float, typer.Option(min=-5, max=5, help="Stops to brighten raw files by, or to darken them if negative.")
+    ] = 0.0,
+    raw_white_balance: Annotated[
+        Literal["camera", "daylight", "auto"], typer.Option(help="White balance of raw files.")
+    ] = "camera",
+    raw_half_size: Annotated[
+        bool, typer.Option("--raw-half-size", help="Develop raw files to half their width and height, at once.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ):
     """Remove the noise from images. Depth, colour profile and metadata stay as they are; CMYK becomes sRGB."""
-    from ..files import printable
+    from ..files import RawOptions, printable
     from .batch import FileOptions, run
     from .planning import plan
 
     if fast and model:
         raise fail("--fast is short for --model gdd-fast; leave one of them out.", 2)
     with exit_on_errors():
-        batch = plan(inputs, output, format, recursive, overwrite, compare)
+        batch = plan(inputs, output, format, recursive, overwrite, compare, in_place, originals)
         if batch.jobs:
             pipe = load_model("gdd-fast" if fast else model, device, dtype)
             configure(pipe, steps, rule, tile_size)
-            files = FileOptions(batch.format, quality, overwrite, compare, max_pixels)
+            raw = RawOptions(raw_white_balance, raw_exposure, raw_half_size)
+            files = FileOptions(batch.format, quality, overwrite, compare, max_pixels, batch.originals, raw)
             run(batch, pipe, quiet, files, num_inference_steps=steps, strength=strength)
 
-    for note in batch.notes if not quiet else []:
+    for note in batch.notes + batch.describe_images() if not quiet else []:
         say(note)
     for path, reason in batch.failed.items():
         is_named = printable(path) in printable(reason)
@@ -188,13 +203,13 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ):
     """Make a clean photograph noisy as a camera would have: to try a denoiser with the ground truth at hand."""
-    from ..files import MAX_PIXELS, check_output, read_image, write_image
+    from ..files import MAX_PIXELS, check_output, output_suffix, read_image, write_image
 
     if iso is not None and preset == "gaussian":
         raise fail("--iso is for cameras, and --preset gaussian is none; leave one of them out.", 2)
-    if clean_output and os.path.realpath(clean_output) == os.path.realpath(output):
+    outputs = [path.with_suffix(path.suffix or output_suffix(clean)) for path in (output, clean_output) if path]
+    if len(set(map(os.path.realpath, outputs))) < len(outputs):
         raise fail(f"the noisy and the clean photograph cannot both be {output}; choose another --clean-output.", 2)
-    outputs = [path for path in (output, clean_output) if path]
     with exit_on_errors(ValueError):
         pixels = read_image(clean, max_pixels or MAX_PIXELS).pixels
         for path in outputs:  # both before either is written, so as not to leave half a pair; neither has alpha

@@ -3,27 +3,34 @@
 from .image_file import (
     FORMATS,
     MAX_PIXELS,
+    RAW_SUFFIXES,
     ImageFile,
     ImageFileError,
     for_display,
     list_images,
     pictures_in,
     printable,
+    readable_suffixes,
 )
-from .reading import read_image
+from .raw import RawOptions
+from .reading import output_suffix, read_image
 from .writing import check_output, write_image
 
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "RAW_SUFFIXES",
     "ImageFile",
     "ImageFileError",
+    "RawOptions",
     "check_output",
     "for_display",
     "list_images",
+    "output_suffix",
     "pictures_in",
     "printable",
     "read_image",
+    "readable_suffixes",
     "write_image",
 ]

@@ -1,6 +1,7 @@
 """Formats of image files, how to find them, and what is kept of one."""
 
 import glob
+import importlib.util
 import os
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ import numpy as np
 
 FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg")
 FORMATS |= {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
-FORMATS |= {".avif": "avif", ".heic": "heic", ".heif": "heic"}
+FORMATS |= {".avif": "avif", ".heic": "heic", ".heif": "heic", ".hif": "heic"}
+RAW = ".3fr .arw .cr2 .cr3 .crw .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srw .x3f"
+# of files that are read, but never written
+RAW_SUFFIXES = frozenset(RAW.split())
 # the largest sensors have 151 million; eight shots of a shifted sensor make 241
 MAX_PIXELS = 250_000_000
 
@@ -80,18 +84,23 @@ def printable(name: str | Path) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def readable_suffixes() -> set[str]:
+    """List the extensions of files that this installation reads: raw ones need rawpy."""
+    return {*FORMATS, *(RAW_SUFFIXES if importlib.util.find_spec("rawpy") else ())}
+
+
 def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[Path]:
     """
     List the images in files, folders and globs, sorted, each once; `recursive` includes subfolders.
 
-    A file counts whatever its name. In folders, and among what a glob matches, files count that have an extension of
-    `FORMATS` and are not hidden.
+    A file counts whatever its name. In folders, and among what a glob matches, files count that have one of the
+    [`readable_suffixes`] and are not hidden.
 
     Raises:
         `FileNotFoundError`: If an input does not exist or holds no image.
         [`ImageFileError`]: If a folder may not be read.
     """
-    found = set()
+    found, suffixes = set(), readable_suffixes()
     for given in map(str, inputs):
         if os.path.lexists(given) and not os.path.isdir(given):
             found.add(Path(given))
@@ -99,14 +108,16 @@ def list_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
         matches = [given] if os.path.isdir(given) else glob.glob(given, recursive=True)
         if not matches:
             raise FileNotFoundError(f"{printable(given)} does not exist.")
-        images = [file for file in map(Path, matches) if file.is_file() and file.suffix.lower() in FORMATS]
+        images = [file for file in map(Path, matches) if file.is_file() and file.suffix.lower() in suffixes]
         for folder in filter(os.path.isdir, matches):
             try:
-                images += pictures_in(folder, FORMATS, recursive)
+                images += pictures_in(folder, suffixes, recursive)
             except OSError as error:
                 raise ImageFileError(f"{printable(folder)} cannot be read: {error.strerror}.") from error
         if not images:
-            raise FileNotFoundError(f"{printable(given)} holds no image: no file there ends in {', '.join(FORMATS)}.")
+            raise FileNotFoundError(
+                f"{printable(given)} holds no image: no file there ends in {', '.join(sorted(suffixes))}."
+            )
         found.update(images)
     return sorted(found)
 

@@ -101,6 +101,12 @@ def _with_bands_of(profile: bytes, image: pyvips.Image) -> pyvips.Image:
     return image.bandjoin([image, image]).copy(interpretation="rgb16" if wide else "srgb")
 
 
+def display_p3() -> bytes:
+    """Return the ICC profile of Display P3."""
+    black = pyvips.Image.black(1, 1, bands=3).copy(interpretation="srgb")
+    return black.icc_transform("p3").get("icc-profile-data")
+
+
 def profile_changes_colours(profile: bytes, channels: int = 3) -> bool:
     """Whether a profile works both ways and changes any colour, or grey, by more than a rounding error."""
     if not profile:

@@ -13,7 +13,8 @@ import pyvips
 
 from .containers import read_container
 from .exif import COMPRESSION, EXTRA_SAMPLES, full_pages, number, read_tags, with_number, with_pixel_tags_only
-from .image_file import FORMATS, MAX_PIXELS, ImageFile, ImageFileError, printable
+from .heic import decode_heic
+from .image_file import FORMATS, MAX_PIXELS, RAW_SUFFIXES, ImageFile, ImageFileError, printable
 from .jpeg import repair_jpeg
 from .libvips import (
     is_damaged,
@@ -26,6 +27,7 @@ from .libvips import (
     with_fields,
 )
 from .png import number_of_frames
+from .raw import RawOptions, read_raw
 
 
 _SIGNATURES = {
@@ -34,6 +36,8 @@ _SIGNATURES = {
     "tiff": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
     "webp": rb"RIFF....WEBP",
     "heif": rb"....ftyp(avi[fs]|he[iv][cmsx]|mif1|msf1)",
+    # Fujifilm, Olympus, Panasonic, Canon (twice), Minolta, Sigma; the others' raw files are TIFFs
+    "raw": rb"FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|....ftypcrx |II\x1a\0\0\0HEAPCCDR|\0MRM|FOVb",
 }
 _FILE_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 _FILE_KINDS |= {stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
@@ -48,17 +52,18 @@ _COLOUR_CHANNELS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data")
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, raw: RawOptions | None = None) -> ImageFile:
     """
-    Read a JPEG, PNG, TIFF, WebP or AVIF file; HEIC if libvips can decode it.
+    Read a JPEG, PNG, TIFF, WebP, AVIF or HEIC file, or develop a raw one.
 
     RGB and grey with an ICC profile, or what says the same, are converted to sRGB, and the file's own numbers are kept
     beside them because sRGB cannot hold every colour. CMYK becomes sRGB for good. Palettes are expanded.
 
     Args:
         path: The file. Its content decides the format, not its name.
-        max_pixels: The largest width times height to read; half of it for progressive JPEG, AVIF and HEIC, whose
-            decoders hold the whole image more than once.
+        max_pixels: The largest width times height to read; half of it for progressive JPEG, AVIF, HEIC and raw
+            files, whose decoders hold the whole image more than once.
+        raw: How to develop raw files.
 
     Returns:
         [`ImageFile`]; its `notes` say what was wrong with the file and left out.
@@ -66,7 +71,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     Raises:
         `FileNotFoundError`: If there is no such file.
         [`ImageFileError`]: If some pixels do not decode; if something would be lost, as of several images in a file,
-            floating point, more than 16 bits or raw; or if there are more than `max_pixels`, or a million a side.
+            floating point or more than 16 bits; or if there are more than `max_pixels`, or a million a side.
 
     Example:
         ```py
@@ -87,6 +92,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """
     path = Path(path)
     kind = _identify(path)
+    if kind == "raw":
+        return read_raw(path, max_pixels, raw or RawOptions())
     try:
         try:
             return _read(path, kind, None, max_pixels)
@@ -98,11 +105,27 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageFile:
             image.notes.append("it breaks rules of its format, but no pixel is missing")
             return image
     except pyvips.Error as error:
-        if "not been built in" in str(error):
-            message = "cannot be read: this libvips has no HEIC decoder; convert it to JPEG, PNG, TIFF or AVIF first"
-        else:
-            message = f"is damaged or of an unknown kind ({reason(error)})"
-        raise ImageFileError(f"{printable(path)} {message}.") from error
+        raise ImageFileError(f"{printable(path)} is damaged or of an unknown kind ({reason(error)}).") from error
+
+
+def output_suffix(path: Path) -> str:
+    """
+    Return the extension that a result of this file has by default: its own, if there is a writer for its format.
+
+    A raw file becomes a TIFF. HEIC becomes a JPEG, or a PNG if it has 10 bits or transparency, which no JPEG has; both
+    open everywhere.
+    """
+    if path.suffix.lower() in RAW_SUFFIXES:
+        return ".tif"
+    if FORMATS.get(path.suffix.lower()) != "heic":
+        return path.suffix
+    try:
+        with libvips_errors(), open(path, "rb") as file:
+            image = pyvips.Image.heifload_source(pyvips.Source.new_from_descriptor(file.fileno()))
+            return ".jpg" if image.format == "uchar" and image.bands == 3 else ".png"
+    except (OSError, pyvips.Error):
+        # which reading it will say
+        return ".jpg"
 
 
 def _identify(path: Path) -> str:
@@ -128,12 +151,12 @@ def _identify(path: Path) -> str:
         raise ImageFileError(f"{name} cannot be read: {str(error.strerror).lower()}.") from error
     kind = next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
     if kind is None:
-        raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP or AVIF image, or is damaged.")
-    if head[8:12] in (b"avis", b"msf1", b"hevc", b"hevx"):
+        raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image, or is damaged.")
+    if head[8:12] == b"avis":
         raise ImageFileError(f"{name} is an animation; split it up first.")
     if kind == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
         # most raw formats are TIFFs that begin with a thumbnail
-        raise ImageFileError(f"{name} looks like a raw file; develop it to TIFF or JPEG first.")
+        return "raw"
     return kind
 
 
@@ -154,13 +177,15 @@ def _read(path: Path, kind: str, repaired: bytes | None, max_pixels: int) -> Ima
         # fail on warnings: missing pixels in a JPEG or a tiled TIFF raise nothing worse
         loader = getattr(pyvips.Image, f"{kind}load_source")
         loaded = loader(source, fail_on="warning", access="sequential", **options)
+        if kind == "heif" and (page_of_main := loaded.get("heif-primary")):
+            loaded = loader(source, fail_on="warning", access="sequential", page=page_of_main)
         format = _check_kind(path, kind, loaded)
         _check_size(path, format, loaded, max_pixels, page)
         bits = loaded.get("bits-per-sample") if kind == "heif" else 16 if loaded.format == "ushort" else 8
         image = ImageFile(np.empty((0, 0, loaded.bands)), format, bits, resolution=(loaded.xres, loaded.yres))
         image.metadata = {name: loaded.get(name) for name in _METADATA if loaded.get_typeof(name)}
         read_container(path, loaded, image, page)
-        _decode(loaded, image)
+        _decode(decode_heic(path, image) if format == "heic" else loaded, image)
     return image
 
 
@@ -203,7 +228,7 @@ def _check_kind(path: Path, kind: str, loaded: pyvips.Image) -> str:
     if kind == "tiff" and pages > 1:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             pages = len(full_pages(data)[0])
-    if pages > 1:
+    if pages > 1 and format != "heic":
         raise ImageFileError(f"{name} holds {pages} images; split it up first.")
     channels = _COLOUR_CHANNELS.get(loaded.interpretation, 0)
     if loaded.format not in ("uchar", "ushort") or not channels or not 0 <= loaded.bands - channels <= (channels < 4):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from .exif import ORIENTATION, number, read_tags
-from .image_file import ImageFile, printable
+from .image_file import RAW_SUFFIXES, ImageFile, printable
 
 
 _ORIENTATION = re.compile(rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)([1-8])""")
@@ -42,8 +42,10 @@ def copy_sidecars(path: Path, target: Path, image: ImageFile) -> None:
     Copy the XMP files beside an image, `a.xmp` or `a.jpg.xmp`, to a result in another folder.
 
     One that says how the image was turned says the same of the result as the image itself: that it is upright. Files
-    that exist are kept.
+    that exist are kept. Those of raw files stay where they are, since they say how to develop them.
     """
+    if path.suffix.lower() in RAW_SUFFIXES:
+        return
     if target.parent.resolve() == path.parent.resolve():
         return
     for suffix in (".xmp", ".XMP"):

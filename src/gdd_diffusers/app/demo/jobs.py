@@ -25,7 +25,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ...files import FORMATS, ImageFile, check_output, for_display, read_image, write_image
+from ...files import FORMATS, ImageFile, check_output, for_display, output_suffix, read_image, write_image
 from ...image_processor import pixels_to_tensor
 from ...metrics import psnr, ssim
 from ...pipeline_real_denoise import BUNDLED, DEFAULT_MODEL, RealDenoisePipeline
@@ -216,7 +216,9 @@ class Jobs:
         self.raise_if_cancelled()
         like = read_image(file, MAX_PIXELS)
         self.raise_if_cancelled()
-        extension = file.suffix if file.suffix.lower() in FORMATS else f".{like.format}"
+        extension = output_suffix(file)
+        if extension.lower() not in FORMATS:
+            extension = f".{like.format}"
         facts = describe(file.name, like)
         noisy, clean = like.pixels, None
 
@@ -242,6 +244,7 @@ class Jobs:
             progress((done, total), desc=f"Denoising, about {seconds:.0f} s left", unit="tiles")
 
         show_progress(pipe, show)
+        progress(0, desc="Denoising")
         denoised = denoise_pixels(pipe, noisy, num_inference_steps=settings.steps, strength=settings.strength)
         seconds = time.monotonic() - start
         progress(1, desc="Writing the result")
