@@ -240,7 +240,9 @@ def publish(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, Hub repo, or gdd-small, bundled with gdd.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="gdd-small, which comes with gdd, a folder or a Hub repo.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", file_okay=False, help="Where the file goes.")
     ],
