@@ -14,8 +14,6 @@ import sys
 import tempfile
 import time
 
-import onnxruntime
-import openvino
 import torch
 import torch.nn.functional as F
 from benchmark import spread
@@ -49,6 +47,9 @@ def torch_calls(model: str | None, image: torch.Tensor, dtype: torch.dtype) -> d
 
 def exported_calls(model: str | None, image: torch.Tensor, dtype: torch.dtype) -> dict:
     """Return the calls of what `gdd export` writes, in float32; OpenVINO can compute in bfloat16 all the same."""
+    import onnxruntime
+    import openvino
+
     pipe = RealDenoisePipeline.from_pretrained(model)
     inputs = {"noisy": image.numpy()}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Exported networks, run by ONNX Runtime and OpenVINO."""
 
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_a_missing_runtime_is_named(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "gdd_diffusers.hub.export")
     code, said = run("gdd-small", "-o", tmp_path)
     assert code == 1 and 'exporting needs openvino: pip install "gdd-diffusers[export]"' in said
+
+
+def test_nothing_is_reported_to_the_makers_of_the_runtimes(tmp_path):
+    code = "import gdd_diffusers.hub.export as export; export.onnxruntime, export.openvino"
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    # where they report, they leave an identifier and what is still to be sent
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert not {".ses", "deviceid", "onnxruntime.db", "openvino_ga_cid"} & set(left)
 
 
 def test_wrong_usage_is_exit_code_2(tmp_path):

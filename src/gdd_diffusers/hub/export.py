@@ -156,7 +156,7 @@ def _save(program: torch.onnx.ONNXProgram, file: Path, metadata: dict[str, int])
     onnx_file = file.with_suffix(".onnx")
     program.save(onnx_file, external_data=False)
     if file.suffix == ".xml":
-        model = openvino.Core().read_model(onnx_file)  # convert_model would report each use to OpenVINO's makers
+        model = openvino.Core().read_model(onnx_file)
         for name, value in metadata.items():
             model.set_rt_info(str(value), [name])
         openvino.save_model(model, file, compress_to_fp16=False)
