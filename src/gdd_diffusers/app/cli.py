@@ -240,9 +240,7 @@ def publish(
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="gdd-small, which comes with gdd, a folder or a Hub repo.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="gdd-small, gdd-fast, a folder, or a Hub repo.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", file_okay=False, help="Where the file goes.")
     ],
