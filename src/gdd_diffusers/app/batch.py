@@ -50,7 +50,7 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
         leave=False,
     )
     batch.device = f"{pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
-    start = time.monotonic()
+    start, number = time.monotonic(), 0
     jobs = list(batch.jobs.items())
     unwritten: deque[tuple[Path, Future, ExitStack]] = deque()
     # the memory of one image serves the next, too
