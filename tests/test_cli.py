@@ -36,7 +36,7 @@ def run(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        if arguments[0] == "denoise" and "--model" not in arguments:
+        if arguments[0] == "denoise" and not {"--model", "--fast"} & set(arguments):
             arguments += ("--model", model)
         result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -347,6 +347,17 @@ def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatc
     code, said = run("denoise", "in", "-o", "out")
     assert code == 0 and "0 denoised; 2 skipped" in said and "1 left to another run" in said
     assert (tmp_path / "out" / "2.png").read_bytes() == b"of the other run"
+
+
+def test_fast_is_short_for_the_model_gdd_fast(run, tmp_path):
+    save_picture(tmp_path / "a.png")
+    assert run("denoise", "a.png", "--fast", "-o", "fast.png")[0] == 0
+    assert run("denoise", "a.png", "--model", "gdd-fast", "-o", "named.png")[0] == 0
+    assert run("denoise", "a.png", "--model", "gdd-small", "-o", "small.png")[0] == 0
+    fast, named, small = (pixels_of(tmp_path / f"{name}.png") for name in ("fast", "named", "small"))
+    assert (fast == named).all() and (fast != small).any()
+    code, said = run("denoise", "a.png", "--fast", "--model", "gdd-small", "-o", "both.png")
+    assert code == 2 and "leave one of them out" in said
 
 
 def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tmp_path, monkeypatch):

@@ -123,9 +123,8 @@ class Server:
         self.url = re.search(r"http://\S+", self.process.stdout.readline())[0]
 
     def files(self):
-        """All that visitors have left, without Gradio's empty files and onnxruntime's, which diffusers imports."""
-        found = [path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size]
-        return [path for path in found if path.name != ".ses"]
+        """All that visitors have left; Gradio's own empty files do not count."""
+        return [path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size]
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

@@ -28,6 +28,7 @@ def launch(script, *arguments, monkeypatch):
         ("seams.py", ["--picture", "missing.png"]),
         ("noise_statistics.py", ["missing", "missing", "-o", "noise.png"]),
         ("benchmark.py", ["--model", "./missing"]),
+        ("engines.py", ["--model", "./missing"]),
     ],
 )
 def test_what_is_missing_is_named_in_one_sentence(script, arguments, monkeypatch):

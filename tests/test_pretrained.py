@@ -17,9 +17,9 @@ from gdd_diffusers.pipeline_real_denoise import BUNDLED, DEFAULT_MODEL
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def bundled():
-    pipe = RealDenoisePipeline.from_pretrained()
+@pytest.fixture(scope="module", params=["gdd-small", "gdd-fast"])
+def bundled(request):
+    pipe = RealDenoisePipeline.from_pretrained(request.param)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -40,7 +40,7 @@ def test_bundled_weights_load_by_name(tmp_path, monkeypatch):
 
 
 def test_small_enough_and_made_to_be_tiled(bundled):
-    assert sum(file.stat().st_size for file in BUNDLED[DEFAULT_MODEL].rglob("*")) < 15e6
+    assert sum(file.stat().st_size for file in Path(bundled.name_or_path).rglob("*")) < 15e6
     assert isinstance(bundled.unet, LocalUNet2DModel)
 
 
@@ -67,14 +67,15 @@ def test_tiles_cannot_be_seen_at_the_default_overlap(bundled):
 
 def test_bfloat16_is_as_good_as_float32(bundled):
     noisy, clean = load("noisy"), load("clean")
-    half = RealDenoisePipeline.from_pretrained(dtype=torch.bfloat16)
+    half = RealDenoisePipeline.from_pretrained(bundled.name_or_path, dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     scores = [psnr(pipe(noisy, output_type="pt").images, clean) for pipe in (bundled, half)]
     assert scores[0] - scores[1] < 0.05
 
 
-def test_card_names_licence_and_training_data():
-    card = ModelCard.load(BUNDLED[DEFAULT_MODEL] / "README.md")
+@pytest.mark.parametrize("name", BUNDLED)
+def test_card_names_licence_and_training_data(name):
+    card = ModelCard.load(BUNDLED[name] / "README.md")
     assert card.data.license == "apache-2.0" and card.data.library_name == "diffusers"
     for author in ("Aitzol Berasategi", "Jakub Mede", "Abhishek Mudgal", "CC-BY-4.0"):
         assert author in card.text

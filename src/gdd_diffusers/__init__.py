@@ -1,5 +1,7 @@
 """Real-world image denoising as a first-class citizen of Hugging Face diffusers."""
 
+import os
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -10,6 +12,10 @@ if TYPE_CHECKING:
     from .pipeline_real_denoise import RealDenoisePipeline
     from .scheduling_interpolation import InterpolationScheduler
     from .unet_local import LocalUNet2DModel
+
+# Where they are installed, ONNX Runtime, which diffusers imports, and OpenVINO report each use to their makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
 
 __all__ = ["InterpolationScheduler", "LocalUNet2DModel", "RealDenoisePipeline"]
 

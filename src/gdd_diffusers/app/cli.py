@@ -254,6 +254,43 @@ def publish(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="gdd-small, gdd-fast, a folder, or a Hub repo.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", file_okay=False, help="Where the file goes.")
+    ],
+    format: Annotated[Literal["onnx", "openvino"], typer.Option(help="For ONNX Runtime or for OpenVINO.")] = "onnx",
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Precision of the network; float16 halves the file.")
+    ] = "float32",
+):
+    """Write one step of a model as a file that ONNX Runtime or OpenVINO runs, without PyTorch or this package."""
+    try:
+        from ..hub.export import export_pipeline
+    except ModuleNotFoundError as error:
+        if error.name not in ("onnxruntime", "onnxscript", "openvino"):
+            raise
+        raise fail(f'exporting needs {error.name}: pip install "gdd-diffusers[export]"') from None
+    with exit_on_errors(RuntimeError, ValueError):
+        pipe = load_model(model, "cpu", "float32")
+        exported = export_pipeline(pipe, output, format, dtype)
+    multiple, overlap = exported.metadata["multiple"], exported.metadata["tile_overlap"]
+    rows = {
+        "file": exported.file,
+        "input": f"noisy, an image in [0, 1] whose height and width are multiples of {multiple}",
+        "output": "denoised, of the same shape",
+        "tiles": f"those that overlap by {overlap} px give what the whole image gives"
+        if pipe.receptive_field
+        else f"the network sees the whole image, and no overlap makes them exact; {overlap} px for this model",
+        "checked": f"its output is within {exported.difference:.1g} of PyTorch's",
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:12}{value}")
+    if pipe.config.default_num_inference_steps > 1:
+        say(f"This is one step; the model takes {pipe.config.default_num_inference_steps} by default.")
+
+
+@app.command()
 def demo(
     model: Model = None,
     device: Device = "auto",
