@@ -230,6 +230,7 @@ def write_sidd(folder, shape=(2, 3, 16, 16, 3), names=("ValidationNoisyBlocksSrg
     return blocks
 
 
+@pytest.mark.slow
 def test_sidd_validation_of_the_true_shape_in_bounded_memory(tmp_path):
     blocks = np.zeros((40, 32, 256, 256, 3), np.uint8, order="F")
     first, last = np.random.default_rng(0).integers(0, 256, (2, 2, 256, 256, 3), dtype=np.uint8)
@@ -371,6 +372,7 @@ def peers():
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
+@pytest.mark.slow
 def test_networks_of_spandrel_and_deepinv(pairs, peers, tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", NETWORKS_OF_OTHERS, EXAMPLES], cwd=tmp_path, env=peers, capture_output=True, text=True
@@ -631,6 +633,7 @@ def test_subset_is_spread_and_the_same_for_all(pairs, model, tmp_path):
     assert "2 images of 3: 0000_scene0, 0002_scene2" in (out / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_images(pairs, model, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [EXAMPLES / "evaluate.py", "--data", f"mine:{pairs}", "--model", model, "--steps", "1"]
@@ -662,6 +665,7 @@ def test_crops_show_where_results_differ_most():
     assert difference > 0 == most_different([Image.fromarray(first)] * 2, 32, 32)[1]
 
 
+@pytest.mark.slow
 def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp_path):
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# Mine\n\nWords.\n")
     args = ["--data", f"mine:{pairs}", "--model", model, "--steps", 3, "--output_dir", tmp_path / "out"]
@@ -679,6 +683,7 @@ def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp
     assert result.metric_value == round(figures["ssim_matlab"], 4)
 
 
+@pytest.mark.slow
 def test_card_keeps_the_newest_figures_of_each_test_set_in_its_metadata_and_its_table(pairs, model, tmp_path):
     model_card("tiny", limits="Text blurs.").save(model / "README.md")
     args = ["--model", model, "--steps", 1, "--write_card", "--output_dir", tmp_path / "out"]
@@ -699,6 +704,7 @@ def test_card_keeps_the_newest_figures_of_each_test_set_in_its_metadata_and_its_
     assert "Text blurs." in card.text and card.text.count("## Results") == 1
 
 
+@pytest.mark.slow
 def test_hand_written_results_in_a_card_are_kept(pairs, model, tmp_path):
     yaml = "model-index:\n- name: mine\n  results:\n  - task: {type: image-to-image}\n"
     yaml += "    dataset: {name: other, type: other}\n    metrics: [{type: psnr, value: 30.0}]\n"
@@ -849,6 +855,7 @@ def test_images_too_small_for_ssim_are_left_out_and_the_others_measured(pairs, t
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_changes_the_exit_code(pairs, tmp_path):
     pipe = make_pipeline()
     torch.nn.init.constant_(pipe.unet.conv_out.bias, math.nan)
@@ -859,6 +866,7 @@ def test_a_row_that_failed_changes_the_exit_code(pairs, tmp_path):
     assert launch(*args, "--model").returncode == 0
 
 
+@pytest.mark.slow
 def test_grey_floats_are_scaled_and_int32_is_refused(tmp_path):
     """Pillow clips both to black and white when it converts them, and two white images are equal."""
     noisy, clean = (image[..., :1] for image in make_pair(0))

@@ -75,6 +75,7 @@ def test_seams(cls, tmp_path, monkeypatch, capsys):
         assert decibels[0] < decibels[1]
 
 
+@pytest.mark.slow
 def test_benchmark(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
     options = ["--megapixels", 1, "--runs", 1, "--num_images", 2]

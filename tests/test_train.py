@@ -33,6 +33,8 @@ from gdd_diffusers.data.layouts import find_images
 from gdd_diffusers.metrics import psnr
 
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -361,7 +363,8 @@ torch.save(pipe(torch.ones(1, 3, 16, 16) / 2, output_type="pt").images, sys.argv
 
 def test_teacher_gives_the_target(data, whole, tmp_path):
     taught = run(data, tmp_path, pretrained_model=whole, teacher=whole, max_train_steps=2)
-    assert taught[0]["loss"] == pytest.approx(1e-3)  # Charbonnier's, of a prediction that is the target
+    losses = [line["loss"] for line in taught if "loss" in line]
+    assert losses[0] == pytest.approx(1e-3)  # Charbonnier's, of a prediction that is the target
 
 
 def test_dropout_is_active_in_training_and_not_in_validation(whole, data, tmp_path):
