@@ -642,12 +642,13 @@ def endless_training(data, output_dir):
         yield process, output
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
-    """It goes to the whole process group, as from `timeout` or a terminal: the other processes hear it as well."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_stopped_it_saves_a_checkpoint_and_exits_without_a_traceback(data, tmp_path, number):
+    """The signal goes to all processes of the group, as from `timeout` or a terminal."""
     with endless_training(data, tmp_path) as (process, output):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         output += process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
+    assert process.returncode == 0 and "Traceback" not in output, output
     (checkpoint,) = find_checkpoints(tmp_path)
     last_step = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
     assert checkpoint.name == f"checkpoint-{last_step}"
