@@ -100,6 +100,8 @@ def test_images_that_a_file_names_are_read_alone(pairs, tmp_path, capsys):
     part, whole = (load_data(f"mine:{pairs}{part}@phone:800") for part in (f"#{tmp_path}/held_out.txt", ""))
     np.testing.assert_array_equal(part.load(1), whole.load(2))
     (tmp_path / "held_out.txt").write_text("scene\n")
+    with pytest.raises(FileNotFoundError, match="There is no file missing.txt"):
+        load_data(f"mine:{pairs}#missing.txt@none")
     with pytest.raises(ValueError, match="None of the 1 names in .*held_out.txt is one of the images of mine"):
         load_data(f"mine:{pairs}#{tmp_path}/held_out.txt")
 

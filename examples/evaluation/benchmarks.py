@@ -108,6 +108,8 @@ def load_data(spec: str) -> ImageSet:
 
 def _listed(images: ImageSet, list_file: Path) -> ImageSet:
     """Select the images whose files are listed, by names without suffix that may begin with their folders."""
+    if not list_file.is_file():
+        raise FileNotFoundError(f"There is no file {list_file}, which should name images of {images.name}.")
     listed = set(filter(None, map(str.strip, list_file.read_text(encoding="utf-8").splitlines())))
     indices, found = [], set()
     for i, file in enumerate(images.files or []):

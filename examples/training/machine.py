@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 
 def check_launch(accelerator):
@@ -21,8 +22,8 @@ def check_launch(accelerator):
 
 
 def has_fast_bf16() -> bool:
-    """Return whether the GPU or, without one, the CPU has instructions for bf16: `avx512_bf16`, `amx_bf16`, Arm's."""
-    if torch.accelerator.is_available():
+    """Return whether the device has instructions for bf16; of a CPU, `avx512_bf16`, `amx_bf16` or those of Arm."""
+    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return any(value and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
 
