@@ -54,7 +54,7 @@ def scene_of_name(name: Path) -> str:
     """Return the scene of an image by its name: the folder it lies in, or what `door_10` and `door_11` share."""
     if name.parent.name:
         return str(name.parent)
-    return re.sub(r"[ _-]?\(?\d+\)?$", "", name.name) or name.name
+    return re.sub(r"[ _-]*\(?\d+\)?$", "", name.name) or name.name
 
 
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
