@@ -1,14 +1,20 @@
 # Everything works from a fresh clone with python3 (3.11 or later), pip and make.
 PYTHON ?= python3
 BIN := .venv/bin
+TORCH := torch==2.13.0
 
-.PHONY: demo test fuzz quality style clean
+.PHONY: demo test test-fast peers fuzz quality style clean
 
 demo: .venv/.installed  ## denoise the sample photograph and print its PSNR before and after
 	$(BIN)/python examples/demo.py
 
-test: quality  ## run every test
-	$(BIN)/python -m pytest
+test: quality peers  ## run every test, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-fast: .venv/.installed-dev  ## run the unit tests: none that trains, or starts a server or a browser
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
+
+peers: .venv/.installed-peers  ## install spandrel and deepinv, to compare with; see docs/measuring.md
 
 fuzz: .venv/.installed-dev  ## read 10,000 damaged image files, others each time
 	$(BIN)/python tests/fuzz.py --count 10000
@@ -27,7 +33,7 @@ style: .venv/.installed-dev  ## mend what ruff can
 # and pip takes the CPU build, 2.13.0+cpu, which it counts as newer. Elsewhere the index is not needed.
 .venv/.torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(TORCH)
 	touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
@@ -37,6 +43,12 @@ style: .venv/.installed-dev  ## mend what ruff can
 .venv/.installed-dev: .venv/.torch pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@ .venv/.installed
+
+# Apart from the rest, since diffusers imports torchvision where there is one, and that has to fit torch.
+.venv/.installed-peers: .venv/.torch Makefile
+	$(BIN)/pip install --quiet --upgrade --no-deps --target .venv/peers \
+		torchvision==0.28.0 spandrel==0.4.2 deepinv==0.5.0 einops natsort torchmetrics lightning-utilities
+	touch $@
 
 clean:
 	rm -rf .venv

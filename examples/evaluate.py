@@ -33,6 +33,7 @@ try:
     from evaluation.results import NOISY_INPUT, Method, Results, measure, runner, slug
 except ImportError as error:
     sys.exit(f"evaluate.py: {error}; install the extra: pip install 'gdd-diffusers[eval]'")
+from options import HelpFormatter
 from tqdm.auto import tqdm
 
 from gdd_diffusers.image_processor import pixels_to_tensor
@@ -45,18 +46,31 @@ NUM_SHEET_CANDIDATES = 5  # images of each test set whose results are stored to 
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument_group("images").add_argument
+    add(
         "--data",
         action="append",
         required=True,
-        metavar="NAME:PATH[@NOISE:LEVEL]",
-        help="Repeatable. Folders of pairs, PolyU, CC, SIDD, DND or hub:REPO, see examples/evaluation/benchmarks.py; "
-        "@gaussian:25, @phone:1600, @camera:6400 or @mixed:3200 add noise to clean images, @none leaves them clean.",
+        metavar="NAME:PATH[#LIST][@NOISE:LEVEL]",
+        help="Repeatable. Folders of pairs, PolyU, CC, SIDD, DND or hub:REPO, see docs/measuring.md; "
+        "#my-gdd/held_out.txt takes the images that a file names; @gaussian:25, @phone:1600, @camera:6400 or "
+        "@mixed:3200 add noise to clean images, @none leaves them clean.",
     )
-    parser.add_argument("--max_pictures", type=int, help="How many images of each test set to use, evenly spaced.")
-    parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate"))
-    parser.add_argument(
+    add("--max_pictures", type=int, help="How many images of each test set to use, evenly spaced.")
+    add = parser.add_argument_group("models of this package").add_argument
+    add(
+        "--model",
+        action="extend",
+        nargs="*",
+        help="Repeatable. Folders, Hub repos or gdd-small, the default; none if no name follows.",
+    )
+    add("--steps", type=int, nargs="+", default=[1, 3, 5, 10], help="Numbers of steps.")
+    add("--rules", nargs="+", choices=["origin", "improved"], default=["origin", "improved"], help="Step rules.")
+    add("--strength", type=float, nargs="+", default=[1.0], help="How far to walk from the noisy image.")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="To compute in.")
+    add = parser.add_argument_group("what to compare with, and by").add_argument
+    add(
         "--compare",
         nargs="*",
         default=[],
@@ -64,22 +78,11 @@ def parse_args(argv=None):
         help="bm3d (free for non-commercial use only), nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS or "
         "spandrel:ARCHITECTURE:WEIGHTS.",
     )
-    parser.add_argument("--extra_metrics", nargs="*", default=[], metavar="METRIC", help="Of pyiqa: lpips, niqe, ...")
-    ours = parser.add_argument_group("models of this package")
-    ours.add_argument(
-        "--model",
-        action="extend",
-        nargs="*",
-        help="Repeatable. Folders or Hub repos. The bundled weights by default, none if no name follows.",
-    )
-    ours.add_argument("--steps", type=int, nargs="+", default=[1, 3, 5, 10])
-    ours.add_argument("--rules", nargs="+", choices=["origin", "improved"], default=["origin", "improved"])
-    ours.add_argument("--strength", type=float, nargs="+", default=[1.0])
-    ours.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    ours.add_argument("--write_card", action="store_true", help="Write the figures into the cards of the models.")
-    ours.add_argument(
-        "--submission", action="store_true", help="Write the files to submit to SIDD's benchmark and DND."
-    )
+    add("--extra_metrics", nargs="*", default=[], metavar="METRIC", help="Of pyiqa: lpips, niqe, ...")
+    add = parser.add_argument_group("what to write").add_argument
+    add("--output_dir", type=Path, default=Path("out/evaluate"), help="Tables, plots and crops.")
+    add("--write_card", action="store_true", help="Write the figures into the cards of the models.")
+    add("--submission", action="store_true", help="Write the files to submit to SIDD's benchmark and DND.")
     args = parser.parse_args(argv)
     if args.max_pictures is not None and args.max_pictures < 1:
         parser.error(f"--max_pictures must be at least 1, not {args.max_pictures}.")

@@ -2,7 +2,7 @@
 """Cut images into tiles and store them as a dataset of Parquet files, which train.py reads from disk or streams.
 
     python examples/prepare_data.py --layout sidd --folder SIDD_Medium_Srgb --output_dir sidd-tiles
-    accelerate launch examples/train.py --dataset_name sidd-tiles --output_dir my-gdd
+    python examples/train.py --dataset_name sidd-tiles --output_dir my-gdd
 
 If it is stopped, run the same command again: it resumes at the first missing file.
 """
@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 from huggingface_hub import DatasetCardData, create_repo, upload_folder
+from options import SPLIT_BY, HelpFormatter
 from tqdm.auto import tqdm
 
 from gdd_diffusers.data import layouts
@@ -38,32 +39,33 @@ CARD = """---
 of gdd-diffusers, lossless, in {columns}. Tiles of one scene are in one split.
 
 ```bash
-accelerate launch examples/train.py --dataset_name {name} --output_dir my-gdd
+python examples/train.py --dataset_name {name} --output_dir my-gdd
 ```
 """
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument_group("images, one of these").add_argument
     add("--noisy_dir", help="Noisy images of pairs in two folders.")
     add("--gt_dir", help="Their clean partners, of the same names.")
     add("--layout", choices=layouts.LAYOUTS, help="Layout of the images in --folder.")
     add("--marks", nargs=2, metavar=("NOISY", "CLEAN"), help="Pairs in --folder by name: --marks _noisy _clean.")
     add("--folder", help="For --layout and --marks.")
     add("--dataset_name", help="Hub dataset or folder of one, with image columns.")
-    add("--noisy_column", default="noisy")
-    add("--clean_column", default="clean")
-    add("--output_dir", required=True)
-    add("--tile_size", type=int, default=512)
-    add("--tiles_per_file", type=int, default=500)
-    add(
-        "--validation_share", type=float, default=0.05, help="Share of the scenes to hold out. 0: no validation split."
-    )
-    add("--license", default="unknown", help="License of the images, for the card.")
-    add("--push_to_hub", action="store_true")
-    add("--hub_dataset_id", help="Default: the name of the output folder.")
-    add("--hub_private_repo", action="store_true")
+    add("--noisy_column", default="noisy", help="Of the dataset.")
+    add("--clean_column", default="clean", help="Of the dataset.")
+    add = parser.add_argument_group("tiles").add_argument
+    add("--output_dir", required=True, help="Where they go.")
+    add("--tile_size", type=int, default=512, help="Pixels.")
+    add("--tiles_per_file", type=int, default=500, help="All tiles of a file are in memory at once.")
+    add("--validation_share", type=float, default=0.05, help="Of the scenes, held out. 0: no validation split.")
+    add("--split_by", choices=["scene", "image"], default="scene", help=SPLIT_BY)
+    add = parser.add_argument_group("publishing").add_argument
+    add("--license", default="unknown", help="Of the images, for the card.")
+    add("--push_to_hub", action="store_true", help="Upload the tiles.")
+    add("--hub_dataset_id", help="Name on the Hub; that of the output folder if not given.")
+    add("--hub_private_repo", action="store_true", help="Make a new repo private.")
     args = parser.parse_args(argv)
     if sum(map(bool, (args.noisy_dir or args.gt_dir, args.layout, args.marks, args.dataset_name))) != 1:
         parser.error("give one of --noisy_dir with --gt_dir, --layout, --marks and --dataset_name.")
@@ -80,12 +82,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def load(args) -> datasets.Dataset:
     if args.noisy_dir:
-        return layouts.load_pairs(args.noisy_dir, args.gt_dir)
-    if args.layout:
-        return layouts.LAYOUTS[args.layout](args.folder)
-    if args.marks:
-        return layouts.load_marked_pairs(args.folder, *args.marks)
-    return layouts.load_hub_dataset(args.dataset_name, "train", args.noisy_column, args.clean_column)
+        dataset = layouts.load_pairs(args.noisy_dir, args.gt_dir)
+    elif args.layout:
+        dataset = layouts.LAYOUTS[args.layout](args.folder)
+    elif args.marks:
+        dataset = layouts.load_marked_pairs(args.folder, *args.marks)
+    else:
+        dataset = layouts.load_hub_dataset(args.dataset_name, "train", args.noisy_column, args.clean_column)
+    return layouts.each_image_a_scene(dataset) if args.split_by == "image" else dataset
 
 
 def replace(file: Path, write: Callable[[Path], object]):

@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Train a general denoising diffusion model on noisy and clean pairs, or on clean photographs alone.
 
-    accelerate launch examples/train.py --clean_dir photos/ --output_dir my-gdd
+    python examples/train.py --noisy_dir pairs/noisy --gt_dir pairs/clean --pretrained_model gdd-small \\
+        --output_dir my-gdd
 
-The output folder is a pipeline that `RealDenoisePipeline.from_pretrained` loads. Stop at any moment with Ctrl-C and go
-on with `--resume_from_checkpoint latest`: the result is the same, on one CPU process bit for bit. See README.md here.
+The output folder is a pipeline that `RealDenoisePipeline.from_pretrained` loads. Ctrl-C stops the training at any
+moment, and `--resume_from_checkpoint latest` goes on: the result is the same, on one CPU process bit for bit. See
+docs/training.md, and start it by `accelerate launch` for several GPUs.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
+from options import SPLIT_BY, HelpFormatter
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from training.checkpoints import (
@@ -43,7 +46,7 @@ from training.checkpoints import (
     save_pipeline,
 )
 from training.data import load_data
-from training.machine import check_launch, has_fast_bf16, ignore_foreign_signals, stop_signals
+from training.machine import check_launch, choose_precision, has_fast_bf16, ignore_foreign_signals, stop_signals
 from training.model import PRESETS, build_optimizer, build_pipeline, load_teacher
 from training.validation import format_scores, training_card, validate
 
@@ -76,54 +79,66 @@ def crop_schedule(text: str) -> list[tuple[int, float]]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("data").add_argument
-    add("--clean_dir", action="append", default=[], help="Clean photographs to simulate noise on. Repeatable.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument_group("images to learn from, at least one").add_argument
     add("--noisy_dir", action="append", default=[], help="Noisy images of real pairs. Repeatable.")
     add("--gt_dir", action="append", default=[], help="Their ground truth, of the same names. Repeatable.")
+    add("--clean_dir", action="append", default=[], help="Clean photographs to simulate noise on. Repeatable.")
     add("--dataset_name", action="append", default=[], help="Dataset on the Hub or in a folder. Repeatable.")
+    add = parser.add_argument_group("what to train, and where to").add_argument
+    add(
+        "--pretrained_model", help="Pipeline to fine-tune: gdd-small, a folder or a Hub repo; without it, a new model."
+    )
+    add("--model_config", default="gdd-small", help=f"Of a new model: a JSON file, or {PRESETS}.")
+    add("--output_dir", required=True, help="Folder for the model, its checkpoints and logs.")
+    add("--max_train_steps", type=positive, default=20_000, help="After which the learning rate is zero.")
+    add("--max_train_minutes", type=float, help="Save and exit after this time, to be resumed.")
+    add("--resume_from_checkpoint", help="Folder of a checkpoint, or `latest`, which starts anew if there is none.")
+    add = parser.add_argument_group("validation, on scenes that are held out of the training").add_argument
+    add("--split_by", choices=["scene", "image"], default="scene", help=SPLIT_BY)
+    add("--validation_share", type=float, default=0.05, help="Of the scenes, at least one.")
+    add("--validation_dir", action="append", default=[], help="Pairs of your own in noisy/ and clean/. Repeatable.")
+    add("--validation_steps", type=positive, default=1000, help="How often to validate.")
+    add("--num_validation_images", type=positive, default=8, help="In all, evenly from each validation_dir.")
+    add("--validation_inference_steps", type=positive, nargs="+", default=[1, 4], help="The first picks the best.")
+    add = parser.add_argument_group("the machine").add_argument
+    precisions = ["no", "fp16", "bf16"]
+    add("--mixed_precision", choices=precisions, help="What accelerate was told; else bf16 if the processor has it.")
+    add("--train_batch_size", type=positive, default=16, help="Per process, at the first crop size.")
+    add("--gradient_accumulation_steps", type=positive, default=1, help="Batches for each step.")
+    add("--dataloader_num_workers", type=int, default=1, help="Processes that prepare batches.")
+    add("--seed", type=int, default=0, help="Of the weights, the order of the data, and the noise.")
+    add = parser.add_argument_group("images, in detail").add_argument
     add("--noisy_column", default="noisy", help="Of the datasets; without it, noise is simulated.")
-    add("--clean_column", default="clean")
-    add("--weights", type=float, nargs="+", help="How often to draw from each of the above, in this order.")
+    add("--clean_column", default="clean", help="Of the datasets.")
     add("--streaming", action="store_true", help="Read the datasets without storing them.")
+    add("--weights", type=float, nargs="+", help="How often to draw from each clean_dir, noisy_dir, dataset_name.")
     add("--noise_preset", default="mixed", help="The cameras that `CameraNoise` simulates.")
     add("--crop_size", type=crop_schedule, default="96", help="Pixels, or by share of the steps: 96:0.5,128:0.8,192.")
-    add("--dataloader_num_workers", type=int, default=1, help="Processes that prepare batches.")
-    add = parser.add_argument_group("model").add_argument
-    add("--model_config", default="gdd-small", help=f"JSON file, or {PRESETS}.")
-    add("--pretrained_model", help="Folder or Hub repo of a pipeline to fine-tune, instead of a new model.")
+    add = parser.add_argument_group("loss and optimizer").add_argument
     add("--teacher", help="Pipeline whose predictions are the target, instead of the ground truth.")
     add("--prediction_type", choices=["sample", "flow_prediction"], help="Predict x0 (default) or the noise.")
-    add = parser.add_argument_group("training").add_argument
-    add("--output_dir", required=True)
-    add("--seed", type=int, default=0)
-    add("--train_batch_size", type=positive, default=16, help="Per process, at the first crop size.")
-    add("--gradient_accumulation_steps", type=positive, default=1)
-    add("--max_train_steps", type=positive, default=20_000)
-    add("--max_train_minutes", type=float, help="Save and exit after this time, to be resumed.")
-    add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier")
+    add("--loss", choices=["charbonnier", "l1", "l2"], default="charbonnier", help="Between x0 and its prediction.")
     add("--loss_weighting", choices=["none", "noise"], default="none", help="noise: faint noise counts like strong.")
     add("--timestep_sampling", choices=["uniform", "far"], default="uniform", help="far: nearer to T, T (1 - u^2).")
     add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for the hidden convolutions.")
-    add("--learning_rate", type=float, default=1e-3, help="At its peak, before the cosine decay to zero.")
-    add("--lr_warmup_steps", type=int, default=200)
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: what accelerate was configured with.")
-    add = parser.add_argument_group("validating and saving").add_argument
-    add("--validation_dir", action="append", default=[], help="Pairs in noisy/ and clean/. Repeatable.")
-    add("--validation_steps", type=positive, default=1000)
-    add("--num_validation_images", type=positive, default=8, help="In all, evenly from each validation_dir.")
-    add("--validation_inference_steps", type=positive, nargs="+", default=[1, 4])
-    add("--checkpointing_steps", type=positive, default=500)
-    add("--checkpoints_total_limit", type=positive, default=2)
-    add("--resume_from_checkpoint", help="Folder of a checkpoint, or `latest`, which starts anew if there is none.")
+    add("--learning_rate", type=float, help="At its peak (default: 1e-3, for a pretrained model 2e-4).")
+    add("--lr_warmup_steps", type=int, help="Up to the peak, then follows a cosine to 0 (default: 5%%, at most 200).")
+    add("--max_grad_norm", type=float, default=1.0, help="To which gradients are clipped.")
+    add = parser.add_argument_group("saving and publishing").add_argument
+    add("--checkpointing_steps", type=positive, default=500, help="How often to save a checkpoint and the model.")
+    add("--checkpoints_total_limit", type=positive, default=2, help="Older ones are deleted.")
     add("--report_to", default="tensorboard", help="Any tracker of accelerate, or none.")
     add("--license", default="unknown", help="Of the weights, for the model card.")
-    add("--push_to_hub", action="store_true")
+    add("--push_to_hub", action="store_true", help="Publish the model at the end.")
     add("--hub_model_id", help="ORG/NAME.")
     args = parser.parse_args(argv)
 
     args.command = sys.argv[1:] if argv is None else argv
+    if args.learning_rate is None:
+        args.learning_rate = 2e-4 if args.pretrained_model else 1e-3
+    if args.lr_warmup_steps is None:
+        args.lr_warmup_steps = min(200, args.max_train_steps // 20)
     num_sources = len(args.clean_dir) + len(args.noisy_dir) + len(args.dataset_name)
     if num_sources == 0:
         parser.error("give something to learn from: --clean_dir, --noisy_dir and --gt_dir, or --dataset_name.")
@@ -131,6 +146,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give one --gt_dir for each --noisy_dir.")
     if args.weights and (len(args.weights) != num_sources or min(args.weights) <= 0):
         parser.error(f"--weights needs one number above 0 for each source, {num_sources} in all.")
+    if not 0 <= args.validation_share < 1:
+        parser.error(f"--validation_share must be in [0, 1), not {args.validation_share}.")
     if args.streaming and (not args.dataset_name or args.dataloader_num_workers > 1):
         parser.error("--streaming is for --dataset_name, read by at most one worker.")
     set_names = [Path(folder).resolve().name for folder in args.validation_dir]
@@ -178,24 +195,27 @@ def main(args: argparse.Namespace):
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
+        mixed_precision=choose_precision(args.mixed_precision),
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(output_dir / "logs")),
     )
     check_launch(accelerator)
-    args.mixed_precision = accelerator.mixed_precision
+    asked, args.mixed_precision = args.mixed_precision, accelerator.mixed_precision
     is_main, on_cpu = accelerator.is_main_process, accelerator.device.type == "cpu"
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     set_seed(args.seed)
     if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"{args.report_to} is not installed: pip install {args.report_to}, or give --report_to none.")
+    if asked is None:
+        precision = {"no": "float32"}.get(args.mixed_precision, args.mixed_precision)
+        logger.info(f"Training in {precision}; --mixed_precision chooses otherwise.")
     num_threads = accelerator.num_processes * torch.get_num_threads()
     if on_cpu:
         if args.mixed_precision == "bf16" and not has_fast_bf16():
             logger.warning("This CPU only emulates bf16, which is several times slower: use --mixed_precision no.")
         if num_threads == 1 < os.cpu_count():
             logger.warning(
-                f"One of {os.cpu_count()} cores is used; accelerate launch --cpu --num_processes 1 uses all."
+                f"One of {os.cpu_count()} cores is used; python examples/train.py uses all, without OMP_NUM_THREADS."
             )
 
     # 1. Model
@@ -231,7 +251,7 @@ def main(args: argparse.Namespace):
     ema.to(accelerator.device)  # a checkpoint's average is loaded to the CPU
 
     # 3. Data
-    sources, validation_sets = load_data(args)
+    sources, validation_sets, held_out = load_data(args)
     batches = TrainingBatches(
         sources,
         batch_size=args.train_batch_size,
@@ -261,6 +281,8 @@ def main(args: argparse.Namespace):
         output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("gdd", {key: str(value) for key, value in vars(args).items()})
         remove_partial_folders(output_dir)
+        if held_out:
+            (output_dir / "held_out.txt").write_text("\n".join(held_out) + "\n", encoding="utf-8")
         validations = [line for line in rewind_log(log_file, step) if "psnr/noisy" in line]
 
     def log(values):
@@ -287,6 +309,9 @@ def main(args: argparse.Namespace):
         validations.append({"step": step} | scores)
         if scores[metric] > max(earlier, default=0):
             save_average(output_dir / "best")
+
+    if is_main and args.pretrained_model and step == 0:  # what there is to improve on
+        validate_average()
 
     # 5. Train
     micro_losses, waited, num_pixels, stop = [], 0.0, 0, False
@@ -360,3 +385,5 @@ if __name__ == "__main__":
         if text.startswith("Caught "):  # in a worker, with its whole traceback: the sentence comes last
             text = text.rstrip().splitlines()[-1].partition(": ")[2]
         sys.exit(f"train.py: {text}")
+    except KeyboardInterrupt:  # from the first step on, a checkpoint is saved instead
+        sys.exit("train.py: stopped before the first step.")

@@ -305,6 +305,7 @@ def test_images_above_the_limit_are_refused(run, tmp_path):
     assert run("denoise", noisy, "-o", "clean.png", "--max-pixels", 2_000_000, "--strength", 0)[0] == 0
 
 
+@pytest.mark.slow
 def test_names_do_not_break_a_message(tmp_path, model):
     (tmp_path / "a\nb.png").touch()
     (tmp_path / os.fsdecode(b"c\xff.png")).touch()
@@ -387,6 +388,7 @@ def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tm
     assert code == 0 and "3 denoised" in said
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):
     for i in range(12):
         save_picture(tmp_path / "in" / f"{i}.png", size=(100, 100), seed=i)
@@ -608,6 +610,7 @@ def test_heavy_libraries_wait_until_they_are_needed(module, waiting):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_path):
     for i in range(200):
         save_picture(tmp_path / "in" / f"{i:03}.png", size=(200, 200))

@@ -36,6 +36,8 @@ from gdd_diffusers.app.demo.page import MAX_MEGABYTES, build_page  # noqa: E402
 from gdd_diffusers.app.demo.server import OwnRequestsOnly, quiet  # noqa: E402
 
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 SPACE = Path(__file__).parents[1] / "examples" / "space"

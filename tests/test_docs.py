@@ -81,6 +81,22 @@ def test_commands_have_their_options():
     assert {"denoise", "examples/train.py", "examples/evaluate.py"} <= seen
 
 
+def table_rows(text: str) -> dict[str, list[str]]:
+    """The cells of the rows of tables, by their first one, without the number of images and bold type."""
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return {re.sub(r", \d+ images$|, two CPU cores$", "", row[0]): row[1:] for row in rows}
+
+
+def test_readme_and_results_have_the_same_figures():
+    in_readme = table_rows((ROOT / "README.md").read_text().partition("## Results")[2].partition("\n## ")[0])
+    in_results = table_rows((ROOT / "docs" / "results.md").read_text().partition("## Main comparison")[2])
+    compared = set(in_readme) & set(in_results) - {"", "---"}
+    assert len(compared) == len(set(in_readme) - {"", "---"}) >= 5
+    for name in compared:
+        _, noisy, model, _, blind, best, *_ = in_results[name]
+        assert [cell.replace("–", "") for cell in in_readme[name]] == [noisy, model, blind, best], name
+
+
 def test_promises_are_tested():
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "promises.md").read_text(encoding="utf-8"))

@@ -1,5 +1,8 @@
+import base64
+import csv
 import json
 import math
+import os
 import runpy
 import shutil
 import subprocess
@@ -87,6 +90,22 @@ def test_pairs_are_read_by_name(pairs):
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_images_that_a_file_names_are_read_alone(pairs, tmp_path, capsys):
+    (tmp_path / "held_out.txt").write_text("scene2\nclean/scene0\nof-another-folder\n")
+    images = load_data(f"mine:{pairs}#{tmp_path}/held_out.txt")
+    assert images.names == ["0000_scene0", "0002_scene2"] and images.min_side(1) == 40
+    np.testing.assert_array_equal(images.load(1), make_pair(2))
+    assert "1 of the 3 names in" in capsys.readouterr().err
+    # their noise is that of the whole set
+    part, whole = (load_data(f"mine:{pairs}{part}@phone:800") for part in (f"#{tmp_path}/held_out.txt", ""))
+    np.testing.assert_array_equal(part.load(1), whole.load(2))
+    (tmp_path / "held_out.txt").write_text("scene\n")
+    with pytest.raises(FileNotFoundError, match="There is no file missing.txt"):
+        load_data(f"mine:{pairs}#missing.txt@none")
+    with pytest.raises(ValueError, match="None of the 1 names in .*held_out.txt is one of the images of mine"):
+        load_data(f"mine:{pairs}#{tmp_path}/held_out.txt")
+
+
 def test_missing_partner_is_named(pairs):
     (pairs / "clean" / "scene1.png").unlink()
     with pytest.raises(ValueError, match="scene1.png has no partner"):
@@ -97,6 +116,8 @@ def test_crops_of_polyu_and_cc(tmp_path):
     for i in range(2):
         for ending, image in zip(("real", "mean"), make_pair(i), strict=True):
             Image.fromarray(image).save(tmp_path / f"Canon_{i}_{ending}.png")
+    (tmp_path / "list.txt").write_text("Canon_1\n")
+    assert load_data(f"polyu:{tmp_path}#{tmp_path}/list.txt").names == ["0001_Canon_1_mean"]
     images = load_data(f"polyu:{tmp_path}")
     assert images.names == ["0000_Canon_0_mean", "0001_Canon_1_mean"]
     for actual, expected in zip(images.load(1), make_pair(1), strict=True):
@@ -211,6 +232,7 @@ def write_sidd(folder, shape=(2, 3, 16, 16, 3), names=("ValidationNoisyBlocksSrg
     return blocks
 
 
+@pytest.mark.slow
 def test_sidd_validation_of_the_true_shape_in_bounded_memory(tmp_path):
     blocks = np.zeros((40, 32, 256, 256, 3), np.uint8, order="F")
     first, last = np.random.default_rng(0).integers(0, 256, (2, 2, 256, 256, 3), dtype=np.uint8)
@@ -298,90 +320,70 @@ def test_peer_without_its_package_says_which_extra(monkeypatch):
         evaluate.load_metrics(["lpips"], CPU)
 
 
-class Fader(torch.nn.Module):
-    """Stands for a network of another library: takes away a part, or sigma."""
+NETWORKS_OF_OTHERS = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from evaluation.peers import load_peer
+import deepinv.models
+from spandrel.architectures.NAFNet import NAFNet
 
-    def __init__(self, pretrained):
-        super().__init__()
-        self.share = torch.load(pretrained)
+torch.manual_seed(0)
+image, cpu = torch.rand(37, 50, 3).numpy(), torch.device("cpu")
+batch = torch.from_numpy(image).movedim(-1, 0)[None]
 
-    def forward(self, x, sigma=None):
-        return x * (1 - self.share) if sigma is None else x - sigma
+def error_of(name):
+    try:
+        load_peer(name, cpu)
+    except (ValueError, OSError) as error:
+        return str(error)
 
-
-class ToldFader(Fader):
-    def forward(self, x, sigma):
-        return x - sigma
-
-
-def test_models_of_other_libraries_without_them(tmp_path, monkeypatch):
-    """How they are called; the next two tests meet the libraries themselves, where they are installed."""
-    noisy, weights = make_pair(0, 37, 50)[0].astype(np.float32) / 255, tmp_path / "weights.pth"
-    torch.save(torch.tensor(0.25), weights)
-    models = types.SimpleNamespace(Fader=Fader, ToldFader=ToldFader)
-    monkeypatch.setitem(sys.modules, "deepinv", types.SimpleNamespace(models=models))
-    monkeypatch.setitem(sys.modules, "deepinv.models", models)
-    denoise, takes_sigma = load_peer(f"deepinv:Fader:{weights}", CPU)
-    assert not takes_sigma
-    np.testing.assert_allclose(denoise(noisy), 0.75 * noisy, atol=1e-6)
-    denoise, takes_sigma = load_peer(f"deepinv:ToldFader:{weights}", CPU)
-    assert takes_sigma
-    np.testing.assert_allclose(denoise(noisy, 0.1), noisy - 0.1, atol=1e-6)
-    with pytest.raises(ValueError, match="deepinv has no model 'Median'"):
-        load_peer(f"deepinv:Median:{weights}", CPU)
-
-    class ModelLoader:
-        def __init__(self, device):
-            assert device == CPU
-
-        def load_from_file(self, file):
-            network = Fader(file)
-            network.architecture = types.SimpleNamespace(name="NAFNet")
-            return network
-
-    monkeypatch.setitem(sys.modules, "spandrel", types.SimpleNamespace(ModelLoader=ModelLoader))
-    denoise, takes_sigma = load_peer(f"spandrel:nafnet:{weights}", CPU)
-    assert not takes_sigma
-    np.testing.assert_allclose(denoise(noisy), 0.75 * noisy, atol=1e-6)
-    with pytest.raises(ValueError, match="weights.pth is a model of NAFNet, not of SwinIR"):
-        load_peer(f"spandrel:SwinIR:{weights}", CPU)
-    weights.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="spandrel:NAFNet:.* cannot be loaded"):
-        load_peer(f"spandrel:NAFNet:{weights}", CPU)
-
-
-def test_model_of_deepinv(tmp_path):
-    models = pytest.importorskip("deepinv.models")
-    noisy = make_pair(0, 37, 50)[0].astype(np.float32) / 255
-    for name, takes_sigma in (("DnCNN", False), ("DRUNet", True)):
-        network = getattr(models, name)(pretrained=None)
-        torch.save(network.state_dict(), tmp_path / "weights.pth")
-        denoise, takes = load_peer(f"deepinv:{name}:{tmp_path}/weights.pth", CPU)
-        sigma = [25 / 255] * takes_sigma
-        with torch.no_grad():
-            expected = network.eval()(as_tensor(noisy), *sigma)[0].permute(1, 2, 0)
-        assert takes == takes_sigma
-        np.testing.assert_allclose(denoise(noisy, *sigma), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="deepinv has no model 'Median'"):
-        load_peer(f"deepinv:Median:{tmp_path}/weights.pth", CPU)
-    with pytest.raises(ValueError, match="deepinv:DnCNN:.* cannot be loaded: RuntimeError"):
-        load_peer(f"deepinv:DnCNN:{tmp_path}/weights.pth", CPU)
-    with pytest.raises(FileNotFoundError, match="There is no file missing.pth"):
-        load_peer("deepinv:DnCNN:missing.pth", CPU)
-
-
-def test_model_of_spandrel(tmp_path):
-    architectures = pytest.importorskip("spandrel.architectures.NAFNet")
-    network = architectures.NAFNet(width=8, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]).eval()
-    torch.save({"params": network.state_dict()}, tmp_path / "weights.pth")
-    denoise, takes_sigma = load_peer(f"spandrel:NAFNet:{tmp_path}/weights.pth", CPU)
-    noisy = make_pair(0, 37, 50)[0].astype(np.float32) / 255
+for name, takes_sigma in (("DnCNN", False), ("DRUNet", True)):
+    network = getattr(deepinv.models, name)(pretrained=None).eval()
+    torch.save(network.state_dict(), f"{name}.pth")
+    denoise, takes = load_peer(f"deepinv:{name}:{name}.pth", cpu)
+    assert takes == takes_sigma
+    sigma = [25 / 255] * takes_sigma
     with torch.no_grad():
-        expected = network(as_tensor(noisy))[0].permute(1, 2, 0)
-    assert not takes_sigma
-    np.testing.assert_allclose(denoise(noisy), expected.clamp(0, 1), atol=1e-5)
-    with pytest.raises(ValueError, match="weights.pth is a model of NAFNet, not of SwinIR"):
-        load_peer(f"spandrel:SwinIR:{tmp_path}/weights.pth", CPU)
+        expected = network(batch, *sigma)[0].movedim(0, -1).numpy()
+    assert abs(denoise(image, *sigma) - expected).max() < 1e-5
+assert "deepinv has no model 'Median'" in error_of("deepinv:Median:DnCNN.pth")
+assert "deepinv:DnCNN:DRUNet.pth cannot be loaded: RuntimeError" in error_of("deepinv:DnCNN:DRUNet.pth")
+assert "There is no file missing.pth" in error_of("deepinv:DnCNN:missing.pth")
+
+network = NAFNet(width=8, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]).eval()
+torch.save({"params": network.state_dict()}, "NAFNet.pth")
+denoise, takes_sigma = load_peer("spandrel:NAFNet:NAFNet.pth", cpu)
+assert not takes_sigma
+with torch.no_grad():
+    expected = network(batch)[0].movedim(0, -1).clamp(0, 1).numpy()
+assert abs(denoise(image) - expected).max() < 1e-5
+assert "NAFNet.pth is a model of NAFNet, not of SwinIR" in error_of("spandrel:SwinIR:NAFNet.pth")
+Path("damaged.pth").write_bytes(b"no weights")
+assert "cannot be loaded" in error_of("spandrel:NAFNet:damaged.pth")
+"""
+
+
+@pytest.fixture
+def peers():
+    """The environment of a process that has spandrel and deepinv, which `make test` installs apart from the rest."""
+    folder = Path(sys.prefix) / "peers"
+    if not folder.is_dir():
+        pytest.skip("make peers installs spandrel and deepinv")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.mark.slow
+def test_networks_of_spandrel_and_deepinv(pairs, peers, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", NETWORKS_OF_OTHERS, EXAMPLES], cwd=tmp_path, env=peers, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    peer_names = ["spandrel:NAFNet:NAFNet.pth", "deepinv:DnCNN:DnCNN.pth"]
+    args = ["--data", f"mine:{pairs}", "--max_pictures", 1, "--model", "--compare", *peer_names, "--output_dir", "out"]
+    assert launch(*args, cwd=tmp_path, env=peers).returncode == 0
+    assert {"spandrel:NAFNet", "deepinv:DnCNN"} <= read_methods(tmp_path / "out").keys()
 
 
 @pytest.mark.parametrize("name", ["median", "deepinv:DRUNet", "other:Net:file.pth"])
@@ -633,6 +635,7 @@ def test_subset_is_spread_and_the_same_for_all(pairs, model, tmp_path):
     assert "2 images of 3: 0000_scene0, 0002_scene2" in (out / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_images(pairs, model, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [EXAMPLES / "evaluate.py", "--data", f"mine:{pairs}", "--model", model, "--steps", "1"]
@@ -664,6 +667,7 @@ def test_crops_show_where_results_differ_most():
     assert difference > 0 == most_different([Image.fromarray(first)] * 2, 32, 32)[1]
 
 
+@pytest.mark.slow
 def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp_path):
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# Mine\n\nWords.\n")
     args = ["--data", f"mine:{pairs}", "--model", model, "--steps", 3, "--output_dir", tmp_path / "out"]
@@ -681,6 +685,7 @@ def test_card_gets_figures_with_the_variant_and_keeps_the_rest(pairs, model, tmp
     assert result.metric_value == round(figures["ssim_matlab"], 4)
 
 
+@pytest.mark.slow
 def test_card_keeps_the_newest_figures_of_each_test_set_in_its_metadata_and_its_table(pairs, model, tmp_path):
     model_card("tiny", limits="Text blurs.").save(model / "README.md")
     args = ["--model", model, "--steps", 1, "--write_card", "--output_dir", tmp_path / "out"]
@@ -701,6 +706,7 @@ def test_card_keeps_the_newest_figures_of_each_test_set_in_its_metadata_and_its_
     assert "Text blurs." in card.text and card.text.count("## Results") == 1
 
 
+@pytest.mark.slow
 def test_hand_written_results_in_a_card_are_kept(pairs, model, tmp_path):
     yaml = "model-index:\n- name: mine\n  results:\n  - task: {type: image-to-image}\n"
     yaml += "    dataset: {name: other, type: other}\n    metrics: [{type: psnr, value: 30.0}]\n"
@@ -774,6 +780,10 @@ def test_sidd_submission_by_the_rules(tmp_path, model):
     for i, j in np.ndindex(2, 3):
         expected = pipe(blocks[i, j], output_type="np", num_inference_steps=1).images[0]
         np.testing.assert_array_equal(submitted[i, j], (expected * 255).round())
+    with (out / "sidd" / "submission" / "tiny-1-step" / "SubmitSrgb.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ID"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert base64.b64decode(rows[4]["BLOCK"]) == submitted[1, 1].tobytes()
     methods = read_methods(out)
     assert mat["TimeMPSrgb"].item() == pytest.approx(1 / methods["tiny, 1 step"]["figures"]["mpx_per_second"])
     # nothing can be said of quality where the clean images are kept back
@@ -825,9 +835,9 @@ def test_dnd_submission_by_the_rules(tmp_path, model):
 # mistakes of files
 
 
-def launch(*args):
+def launch(*args, **options):
     command = [sys.executable, EXAMPLES / "evaluate.py", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 def test_images_too_small_for_ssim_are_left_out_and_the_others_measured(pairs, tmp_path, capsys):
@@ -847,6 +857,7 @@ def test_images_too_small_for_ssim_are_left_out_and_the_others_measured(pairs, t
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_changes_the_exit_code(pairs, tmp_path):
     pipe = make_pipeline()
     torch.nn.init.constant_(pipe.unet.conv_out.bias, math.nan)
@@ -857,6 +868,7 @@ def test_a_row_that_failed_changes_the_exit_code(pairs, tmp_path):
     assert launch(*args, "--model").returncode == 0
 
 
+@pytest.mark.slow
 def test_grey_floats_are_scaled_and_int32_is_refused(tmp_path):
     """Pillow clips both to black and white when it converts them, and two white images are equal."""
     noisy, clean = (image[..., :1] for image in make_pair(0))

@@ -1,14 +1,21 @@
 """The scripts that have no test file of their own, each launched small."""
 
+import argparse
+import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
-from conftest import make_pipeline
+from conftest import make_pipeline, save_image
 from diffusers import UNet2DModel
+from hub_server import TOKEN, Hub
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from gdd_diffusers import LocalUNet2DModel
@@ -38,6 +45,22 @@ def test_what_is_missing_is_named_in_one_sentence(script, arguments, monkeypatch
     assert message.startswith(Path(script).name + ": ") and "missing" in message
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "prepare_data.py", "publish.py"])
+def test_help_explains_every_option_and_says_its_default(script, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self) or sys.exit())
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with pytest.raises(SystemExit):
+        launch(script, monkeypatch=monkeypatch)
+    (parser,) = parsers
+    said = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if not (action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)):
+            default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+            assert f"(default: {default})" in said, action.dest
+
+
 @pytest.mark.parametrize("cls", [LocalUNet2DModel, UNet2DModel])
 def test_seams(cls, tmp_path, monkeypatch, capsys):
     make_pipeline(cls).save_pretrained(tmp_path / "model")
@@ -52,6 +75,7 @@ def test_seams(cls, tmp_path, monkeypatch, capsys):
         assert decibels[0] < decibels[1]
 
 
+@pytest.mark.slow
 def test_benchmark(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
     options = ["--megapixels", 1, "--runs", 1, "--num_images", 2]
@@ -67,3 +91,43 @@ def test_benchmark_makes_images_of_the_size_that_it_says():
     image = runpy.run_path(str(EXAMPLES / "benchmark.py"))["noisy_photograph"](2)
     assert image.shape[0] * image.shape[1] == pytest.approx(2e6, rel=0.01) and image.std() > 20
     assert torch.from_numpy(image).dtype == torch.uint8
+
+
+@pytest.fixture
+def sidd(tmp_path):
+    """A SIDD of small images: the layout and the names of the files are the true ones."""
+    for instance, folder in enumerate(("0001_001_S6_00100_00060_3200_L", "0002_002_GP_00800_00350_5500_N"), start=1):
+        for shot in ("010", "011"):
+            for kind in ("NOISY", "GT"):
+                file = f"{instance:04d}_{kind}_SRGB_{shot}.PNG"
+                save_image(tmp_path / "SIDD_Medium_Srgb" / "Data" / folder / file, size=(96, 80))
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 16, 16, 3), dtype=np.uint8)
+    for name, part in zip(("ValidationNoisy", "ValidationGt", "BenchmarkNoisy"), blocks, strict=True):
+        folder = tmp_path / ("SIDD_benchmark" if name.startswith("Benchmark") else "SIDD_validation")
+        folder.mkdir(exist_ok=True)
+        scipy.io.savemat(folder / f"{name}BlocksSrgb.mat", {f"{name}BlocksSrgb": part})
+    make_pipeline().save_pretrained(tmp_path / "tiny")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_from_sidd_to_the_hub_by_one_command(sidd):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NO_PROXY": "127.0.0.1"}
+    environment |= {"HF_TOKEN": TOKEN, "HF_HOME": str(sidd / "home"), "HF_HUB_DISABLE_XET": "1"}
+    command = ["bash", EXAMPLES / "sidd.sh", "SIDD_Medium_Srgb", "SIDD_validation", "SIDD_benchmark", "org/gdd-sidd"]
+    command += ["--pretrained_model", "tiny", "--max_train_steps", "2", "--crop_size", "32", "--report_to", "none"]
+    with Hub() as hub:
+        environment["HF_ENDPOINT"] = hub.url
+        process = subprocess.run(command, cwd=sidd, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    files = hub.repos["org/gdd-sidd"].commits[hub.repos["org/gdd-sidd"].sha]
+    (sidd / "card.md").write_bytes(files["README.md"])
+    card = ModelCard.load(sidd / "card.md")
+    assert card.data.license == "other"
+    measured = {result.dataset_name for result in card.data.eval_results}
+    assert measured == {"SIDD validation, 4 images"} and "| SIDD validation, 4 images | noisy |" in card.text
+    submission = sidd / "out" / "sidd" / "SIDD-benchmark" / "submission" / "gdd-sidd-1-step"
+    assert sorted(file.name for file in submission.iterdir()) == ["SubmitSrgb.csv", "SubmitSrgb.mat"]
+    held_out = json.loads((sidd / "gdd-sidd" / "log.jsonl").read_text().splitlines()[0])
+    assert held_out["step"] == 0 and "psnr/improved_1" in held_out

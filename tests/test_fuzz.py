@@ -6,6 +6,7 @@ import pytest
 from fuzz import fuzz
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of time and memory")
 def test_damaged_files_do_nothing_that_no_file_may_do():
     read, problems = fuzz(count=300, seed=0)

@@ -274,6 +274,7 @@ def test_names_do_not_break_a_message(tmp_path):
 
 
 @needs_linux
+@pytest.mark.slow
 def test_libraries_print_nothing(tmp_path):
     avif = encode("avif")
     at = avif.index(b"ispe") + 8

@@ -23,6 +23,8 @@ from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.hub import Result, build_repo, check_repo, model_card, publish
 
 
+pytestmark = pytest.mark.slow
+
 MODULES = [
     "pipeline_real_denoise",
     "image_processor",

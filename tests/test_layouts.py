@@ -2,6 +2,7 @@ import io
 import os
 import struct
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -19,6 +20,7 @@ from gdd_diffusers.data.layouts import (
     load_hub_dataset,
     load_marked_pairs,
     load_pairs,
+    scene_of_name,
     split_by_scene,
 )
 
@@ -131,6 +133,23 @@ def test_sidd_medium_as_downloaded(tmp_path):
         ValueError, match="0001_NOISY_SRGB_010.PNG must lie in the folder it came in, such as 0001_001"
     ):
         LAYOUTS["sidd"](tmp_path / "flat")
+
+
+@pytest.mark.parametrize(
+    "name, scene",
+    [
+        ("door_10", "door"),
+        ("door__11", "door"),
+        ("door 12", "door"),
+        ("door (13)", "door"),
+        ("door14", "door"),
+        ("0042", "0042"),
+        ("kitchen/door_1", "kitchen"),
+        ("door_iso100_b", "door_iso100_b"),
+    ],
+)
+def test_scene_of_a_name(name, scene):
+    assert scene_of_name(Path(name)) == scene
 
 
 def test_polyu_and_cc_crops_of_one_scene_stay_together(tmp_path):

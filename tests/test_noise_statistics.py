@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
@@ -47,6 +48,7 @@ def test_shift_is_measured_where_clean_value_and_noise_belong():
     assert all(value != value for values in shift.values() for value in values)
 
 
+@pytest.mark.slow
 def test_the_simulated_phone_has_the_shift_of_real_phones():
     photos = smooth(400, 64) * torch.linspace(0.3, 1, 400).view(-1, 1, 1, 1)
     pairs = list(zip(*CameraNoise("phone")(photos, torch.Generator().manual_seed(0)), strict=True))

@@ -19,6 +19,8 @@ import pytest
 import gdd_diffusers
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "gdd_diffusers"
 REPOSITORY = "org/gdd-diffusers"

@@ -142,6 +142,7 @@ def test_pairs_by_marks_and_pairs_from_a_dataset(pairs):
     assert {tile["clean"].size for tile in tiles} == {(16, 16)}
 
 
+@pytest.mark.slow
 def test_it_goes_to_the_hub(pairs, monkeypatch):
     def as_a_model(handler):
         handler.path = handler.path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/")

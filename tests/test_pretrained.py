@@ -82,6 +82,7 @@ def test_card_names_licence_and_training_data(name):
     assert {result.metric_type for result in card.data.eval_results} == {"psnr", "ssim"}
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys):
     runpy.run_path(str(EXAMPLES / "demo.py"))["main"](tmp_path)
     said = capsys.readouterr().out

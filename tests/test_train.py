@@ -33,6 +33,8 @@ from gdd_diffusers.data.layouts import find_images
 from gdd_diffusers.metrics import psnr
 
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -104,6 +106,7 @@ def arguments(data, output_dir, **options):
         "checkpointing_steps": 2,
         "dataloader_num_workers": 0,
         "report_to": "none",
+        "mixed_precision": "no",
     } | options
     words = []
     for name, value in options.items():
@@ -172,7 +175,7 @@ def test_the_card_tells_how_it_was_made_and_no_path_of_this_machine(whole, data)
     assert "library_name: diffusers" in card
     assert "--clean_dir photos --validation_dir pairs --model_config tiny.json" in card
     assert "5 images, noise simulated by CameraNoise('gaussian')" in card
-    assert "6 of 6 steps" in card and "accelerate launch --mixed_precision no examples/train.py" in card
+    assert "6 of 6 steps" in card and "\npython examples/train.py" in card and "--mixed_precision no\n" in card
     assert "| step | noisy | improved 1 | origin 1 |" in card
     assert card.count("\n| 3 |") == card.count("\n| 6 |") == 1
     for file in ("README.md", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
@@ -318,15 +321,50 @@ def test_a_tracker_that_is_not_installed_is_named(data, tmp_path, monkeypatch):
 
 
 def test_goes_on_from_a_pipeline(whole, data, tmp_path):
-    run(data, tmp_path, pretrained_model=whole, learning_rate=0.0, max_train_steps=2)
+    lines = run(data, tmp_path, pretrained_model=whole, learning_rate=0.0, max_train_steps=2)
     before, after = load_file(whole / WEIGHTS), load_file(tmp_path / WEIGHTS)
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
+    scores = [line for line in lines if "psnr/noisy" in line]
+    assert [line["step"] for line in scores] == [0, 2]  # what there is to improve on comes first
+    assert scores[0] | {"step": 2} == scores[1]
+
+
+def test_weights_that_training_makes_worse_are_not_the_best(whole, data, tmp_path):
+    run(data, tmp_path, pretrained_model=whole, learning_rate=10.0, max_train_steps=2)
+    assert (tmp_path / "best" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_bundled_weights_are_found_by_their_name(data, tmp_path):
+    args = train.parse_args(arguments(data, tmp_path, pretrained_model="gdd-small"))
+    expected = RealDenoisePipeline.from_pretrained().unet.state_dict()
+    for name, tensor in train.build_pipeline(args).unet.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+    assert (args.learning_rate, train.parse_args(arguments(data, tmp_path)).learning_rate) == (2e-4, 1e-3)
+
+
+def test_what_was_trained_loads_without_the_package_as_its_card_says(whole, tmp_path):
+    card = (whole / "README.md").read_text()
+    (line,) = re.findall(r"^pipe = DiffusionPipeline.*", card, re.MULTILINE)
+    script = f"""
+import sys
+sys.modules["gdd_diffusers"] = None
+import torch
+from diffusers import DiffusionPipeline
+{line}
+torch.save(pipe(torch.ones(1, 3, 16, 16) / 2, output_type="pt").images, sys.argv[1])
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script, tmp_path / "out.pt"]
+    subprocess.run(command, cwd=whole.parent, env=environment, check=True, capture_output=True)
+    expected = RealDenoisePipeline.from_pretrained(whole)(torch.ones(1, 3, 16, 16) / 2, output_type="pt").images
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, rtol=0, atol=0)
 
 
 def test_teacher_gives_the_target(data, whole, tmp_path):
     taught = run(data, tmp_path, pretrained_model=whole, teacher=whole, max_train_steps=2)
-    assert taught[0]["loss"] == pytest.approx(1e-3)  # Charbonnier's, of a prediction that is the target
+    losses = [line["loss"] for line in taught if "loss" in line]
+    assert losses[0] == pytest.approx(1e-3)  # Charbonnier's, of a prediction that is the target
 
 
 def test_dropout_is_active_in_training_and_not_in_validation(whole, data, tmp_path):
@@ -341,7 +379,7 @@ def test_dropout_is_active_in_training_and_not_in_validation(whole, data, tmp_pa
     for a, b in zip(with_dropout, without, strict=True):
         assert a["loss"] != b["loss"] if "loss" in a else a == b
     scores = [line | {"step": 0} for line in with_dropout if "psnr/noisy" in line]
-    assert len(scores) == 3 and scores[0] == scores[1] == scores[2]
+    assert len(scores) == 4 and all(line == scores[0] for line in scores)
 
 
 def test_learns_from_a_stream(data, tmp_path, monkeypatch):
@@ -422,12 +460,38 @@ def test_validates_on_several_sets_and_keeps_the_best_weights_by_all_their_pairs
 
 def test_held_out_images_are_not_trained_on(data, tmp_path):
     args = train.parse_args(arguments(data, tmp_path, validation_dir=None, noise_preset="gaussian"))
-    (source,), sets = load_data(args)
+    (source,), sets, names = load_data(args)
     ((noisy, clean),) = sets["held_out"]
     assert len(source.dataset) == 4
     held_out = (clean[0].permute(1, 2, 0) * 255).round().byte().numpy()
     assert not any(np.array_equal(held_out, np.asarray(picture)) for picture in source.dataset["clean"])
     assert not torch.equal(noisy, clean)
+    trained = source.dataset.cast_column("clean", datasets.Image(decode=False))["clean"]
+    assert sorted([*names, *(Path(cell["path"]).stem for cell in trained)]) == ["0", "1", "2", "3", "4"]
+
+
+def save_scenes(folder, names):
+    """Pairs, every one of another colour."""
+    for kind, offset in (("clean", 0), ("noisy", 20)):
+        (folder / kind).mkdir(parents=True)
+        for i, name in enumerate(names):
+            Image.new("RGB", (32, 32), (10 * i + offset, 128, 128)).save(folder / kind / f"{name}.png")
+    return {"clean_dir": None, "validation_dir": None, "noisy_dir": folder / "noisy", "gt_dir": folder / "clean"}
+
+
+def test_images_whose_names_differ_by_a_number_are_held_out_together(data, tmp_path):
+    options = save_scenes(tmp_path / "pairs", ["door_10", "door_11", "door_12", "tree_1", "tree_2"])
+    run(data, tmp_path / "out", max_train_minutes=0, **options)
+    names = (tmp_path / "out" / "held_out.txt").read_text().split()
+    assert names in (["door_10", "door_11", "door_12"], ["tree_1", "tree_2"])
+    run(data, tmp_path / "single", max_train_minutes=0, split_by="image", **options)
+    assert len((tmp_path / "single" / "held_out.txt").read_text().split()) == 1
+
+
+def test_images_of_one_scene_say_how_to_split_them(data, tmp_path):
+    options = save_scenes(tmp_path / "pairs", ["IMG_1", "IMG_2", "IMG_3"])
+    with pytest.raises(ValueError, match=r"All images are of one scene \(IMG\).*--split_by image"):
+        run(data, tmp_path / "out", **options)
 
 
 def test_validation_leaves_out_images_too_small_for_ssim(data, tmp_path, caplog):
@@ -466,6 +530,12 @@ def test_curves_show_what_was_logged(whole, tmp_path, monkeypatch):
     noisy, one_step = shown["run, noisy"], shown["run, improved 1"]
     assert set(noisy.get_ydata()) == {scores[0]["psnr/noisy"]}
     np.testing.assert_array_equal(one_step.get_xydata(), [[line["step"], line["psnr/improved_1"]] for line in scores])
+    curves.mark_points_below(axes)
+    assert set(axes.lines) == set(shown.values())
+    axes.set_ylim(bottom=19.5)
+    curves.mark_points_below(axes)
+    below = [line for line in axes.lines if line.get_label() == "below the frame"]
+    np.testing.assert_array_equal(below[0].get_xydata(), [[line["step"], 19.5] for line in scores])
     axes = plt.figure().add_subplot()
     curves.draw_loss(axes, lines, "run")
     losses = [[line["step"], line["loss"]] for line in lines if "loss" in line]
@@ -572,12 +642,13 @@ def endless_training(data, output_dir):
         yield process, output
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_cleanly(data, tmp_path):
-    """It goes to the whole process group, as from `timeout` or a terminal: the other processes hear it as well."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_stopped_it_saves_a_checkpoint_and_exits_without_a_traceback(data, tmp_path, number):
+    """The signal goes to all processes of the group, as from `timeout` or a terminal."""
     with endless_training(data, tmp_path) as (process, output):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         output += process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
+    assert process.returncode == 0 and "Traceback" not in output, output
     (checkpoint,) = find_checkpoints(tmp_path)
     last_step = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
     assert checkpoint.name == f"checkpoint-{last_step}"
@@ -717,6 +788,7 @@ def test_accelerate_launches_it_and_it_publishes(data, tmp_path):
         ({"clean_dir": None}, "give something to learn from"),
         ({"noisy_dir": "a"}, "one --gt_dir for each --noisy_dir"),
         ({"weights": "1 2"}, "--weights needs one number above 0 for each source, 1 in all"),
+        ({"validation_share": 1}, "--validation_share must be in"),
         ({"weights": "0"}, "--weights needs one number above 0"),
         ({"streaming": True}, "--streaming is for --dataset_name"),
         ({"push_to_hub": True, "hub_model_id": "gdd"}, "--push_to_hub needs --hub_model_id ORG/NAME"),
@@ -831,19 +903,28 @@ def test_options_that_differ_from_the_checkpoints_are_named(data, tmp_path, capl
     assert "max_train_steps was 6 and is 3, seed was 0 and is 5" in caplog.text
 
 
-@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx2"])
-def test_warns_of_bf16_on_a_cpu_without_it(data, tmp_path, caplog, monkeypatch, instructions):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
+@pytest.mark.parametrize("instructions, precision", [("avx512_bf16", "bf16"), ("avx2", "no")])
+def test_bf16_is_for_processors_that_have_it(data, tmp_path, caplog, monkeypatch, instructions, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, instructions: True})
-    run(data, tmp_path, mixed_precision="bf16", max_train_minutes=0)
+    run(data, tmp_path / "chosen", mixed_precision=None, max_train_minutes=0)
+    said = {"bf16": "Training in bf16", "no": "Training in float32"}[precision]
+    assert f"{said}; --mixed_precision chooses otherwise." in caplog.text
+    recipe = json.loads((tmp_path / "chosen" / "checkpoint-1" / "recipe.json").read_text())
+    assert recipe["options"]["mixed_precision"] == precision
+
+    run(data, tmp_path / "told", mixed_precision="bf16", max_train_minutes=0)
     warned = "This CPU only emulates bf16, which is several times slower: use --mixed_precision no." in caplog.text
     assert warned == (instructions == "avx2")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_another_precision_than_the_checkpoints_is_named_though_it_was_not_given(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` sets it
-    run(data, tmp_path, max_train_minutes=0)
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    run(data, tmp_path, max_train_minutes=0, resume_from_checkpoint="latest")
+    run(data, tmp_path, mixed_precision=None, max_train_minutes=0)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    run(data, tmp_path, mixed_precision=None, max_train_minutes=0, resume_from_checkpoint="latest")
     assert "mixed_precision was bf16 and is no" in caplog.text
 
 
@@ -868,7 +949,7 @@ def test_says_that_cores_lie_idle(data, tmp_path, caplog, monkeypatch):
     """`accelerate launch` gives a process one thread unless told otherwise, as the tests do."""
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     run(data, tmp_path, max_train_minutes=0)
-    assert "One of 4 cores is used; accelerate launch --cpu --num_processes 1 uses all." in caplog.text
+    assert "One of 4 cores is used; python examples/train.py uses all" in caplog.text
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training_with_step_and_files(data, tmp_path):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import make_unet
 from diffusers import UNet2DModel
+from diffusers.utils import logging
 from torch import nn
 from torch.testing import assert_close
 
@@ -119,3 +120,18 @@ def test_autocast_leaves_the_last_convolution_in_float32():
     unet = make_unet()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert unet(torch.rand(1, 3, 16, 16), torch.tensor(1000.0)).sample.dtype == torch.float32
+
+
+def test_converted_it_keeps_the_weights_that_write_the_image_and_warns_of_nothing(caplog):
+    unet = make_unet()
+    before = unet.conv_out.weight.clone()
+    logging.get_logger("diffusers").addHandler(caplog.handler)
+    try:
+        unet.to(torch.bfloat16).to("cpu", dtype=torch.float16).half()
+    finally:
+        logging.get_logger("diffusers").removeHandler(caplog.handler)
+    assert caplog.text == ""
+    assert unet.dtype == unet.conv_in.weight.dtype == torch.float16
+    assert torch.equal(unet.conv_out.weight, before) and unet.conv_out.weight.dtype == torch.float32
+    assert unet.double().conv_out.weight.dtype == torch.float32
+    assert unet.to("meta").conv_out.weight.is_meta

@@ -1,9 +1,12 @@
 """Load test sets in the form in which they are distributed, and write the files that two benchmarks ask for."""
 
+import base64
+import csv
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -39,6 +42,7 @@ class ImageSet:
         names: A unique name of each image that is valid as a file name.
         load: Returns the noisy image with that index and its ground truth (`None` where the benchmark withholds it):
             [H, W, 3], uint8, or float32 in [0, 1] for DND.
+        files: Their files, if the test set has one for each image.
         min_side: Reads how many pixels the shorter side of that image has, if the test set does not fix it.
         sigma: The standard deviation of the noise in [0, 1], if it is known.
         submission: `"sidd"` or `"dnd"`, the format in which results are submitted.
@@ -47,6 +51,7 @@ class ImageSet:
     name: str
     names: list[str]
     load: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    files: list[str | None] | None = None
     min_side: Callable[[int], int] | None = None
     sigma: float | None = None
     submission: str | None = None
@@ -54,7 +59,7 @@ class ImageSet:
 
 def load_data(spec: str) -> ImageSet:
     """
-    Load `NAME:PATH` or `NAME:PATH@NOISE:LEVEL`, with the layout that the folder's files suggest.
+    Load `NAME:PATH`, `NAME:PATH#LIST` or either with `@NOISE:LEVEL`, with the layout that the folder's files suggest.
 
     | PATH | content |
     | --- | --- |
@@ -64,6 +69,7 @@ def load_data(spec: str) -> ImageSet:
     | SIDD benchmark | `BenchmarkNoisyBlocksSrgb.mat` |
     | DND | `info.mat` and `images_srgb/` |
     | `hub:REPO` or `hub:REPO:SPLIT` | a dataset on the Hub with image columns `noisy` and `clean` |
+    | any of them `#LIST` | the images that a text file names, a line each, as train.py writes `held_out.txt` |
     | any of them `@gaussian:25` | its clean images with Gaussian noise of sigma 25/255 |
     | any of them `@phone:1600` | its clean images through [`CameraNoise`] with that preset and ISO |
     | any of them `@none` | its clean images as they are, to see whether a denoiser leaves them alone |
@@ -75,10 +81,10 @@ def load_data(spec: str) -> ImageSet:
         ValueError: If the description cannot be parsed, an image has no partner, or a `.mat` file lacks its variable.
         FileNotFoundError: If the folder does not exist or has no known layout.
     """
-    match = re.fullmatch(r"([^:]+):(.+?)(?:@([a-z]+)(?::(\d+(?:\.\d+)?))?)?", spec)
+    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@([a-z]+)(?::(\d+(?:\.\d+)?))?)?", spec)
     if match is None:
-        raise ValueError(f"--data is NAME:PATH or NAME:PATH@NOISE:LEVEL, not {spec!r}.")
-    name, path, noise, level = match.groups()
+        raise ValueError(f"--data is NAME:PATH[#LIST][@NOISE:LEVEL], not {spec!r}.")
+    name, path, list_file, noise, level = match.groups()
     if noise and (noise not in ("none", "gaussian", *CAMERAS) or (noise == "none") != (level is None)):
         raise ValueError(
             f"The noise in --data {spec} must be @none, @gaussian:SIGMA or @CAMERA:ISO with one of the cameras "
@@ -95,7 +101,34 @@ def load_data(spec: str) -> ImageSet:
         raise FileNotFoundError(f"There is no folder {path} (for --data {spec}).")
     else:
         images = _from_folder(name, Path(path), clean_only=noise is not None)
+    if list_file:
+        images = _listed(images, Path(list_file))
     return _with_noise(images, noise, level) if noise else images
+
+
+def _listed(images: ImageSet, list_file: Path) -> ImageSet:
+    """Select the images whose files are listed, by names without suffix that may begin with their folders."""
+    if not list_file.is_file():
+        raise FileNotFoundError(f"There is no file {list_file}, which should name images of {images.name}.")
+    listed = set(filter(None, map(str.strip, list_file.read_text(encoding="utf-8").splitlines())))
+    indices, found = [], set()
+    for i, file in enumerate(images.files or []):
+        path = Path(file or "")
+        parts = [*path.parts[:-1], re.sub("_(mean|real)$", "", path.stem)]  # _mean: of PolyU and CC
+        if names := listed & {"/".join(parts[start:]) for start in range(len(parts))}:
+            indices.append(i)
+            found |= names
+    if not indices:
+        raise ValueError(f"None of the {len(listed)} names in {list_file} is one of the images of {images.name}.")
+    if missing := listed - found:
+        print(f"{len(missing)} of the {len(listed)} names in {list_file} are not in {images.name}.", file=sys.stderr)
+    return replace(
+        images,
+        names=[images.names[i] for i in indices],
+        load=lambda i: images.load(indices[i]),
+        files=[images.files[i] for i in indices],
+        min_side=images.min_side and (lambda i: images.min_side(indices[i])),
+    )
 
 
 def _from_folder(name: str, folder: Path, clean_only: bool) -> ImageSet:
@@ -144,7 +177,7 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
         with open_cell(cell) as image:
             return image.size
 
-    return ImageSet(name, names, load, lambda i: min(read(i, "clean", read_size)))
+    return ImageSet(name, names, load, paths, lambda i: min(read(i, "clean", read_size)))
 
 
 def _load_hub(repo: str) -> datasets.Dataset:
@@ -172,14 +205,16 @@ def _with_noise(images: ImageSet, noise: str, level: str | None) -> ImageSet:
             clean, noisy = simulator(clean, generator, float(level))
         return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
 
-    return ImageSet(images.name, images.names, load, images.min_side, sigma)
+    return replace(images, load=load, sigma=sigma)
 
 
 def write_submission(images: ImageSet, results: Iterable[np.ndarray], folder: Path, seconds_per_megapixel: float):
     """
-    Write what a benchmark asks for: `SubmitSrgb.mat` for SIDD, `bundled/0001.mat` to `0050.mat` for DND.
+    Write what a benchmark asks for: `SubmitSrgb.mat` and, for Kaggle, `SubmitSrgb.csv` for SIDD, `bundled/0001.mat` to
+    `0050.mat` for DND.
 
-    SIDD takes uint8 [40, 32, 256, 256, 3]; DND a cell of the 20 crops of each image, single precision in [0, 1].
+    SIDD takes uint8 [40, 32, 256, 256, 3], Kaggle a row of each block's bytes in base64; DND a cell of the 20 crops of
+    each image, single precision in [0, 1].
     """
     results = iter(results)
     if images.submission == "sidd":
@@ -192,6 +227,10 @@ def write_submission(images: ImageSet, results: Iterable[np.ndarray], folder: Pa
         }
         folder.mkdir(parents=True, exist_ok=True)
         scipy.io.savemat(folder / "SubmitSrgb.mat", content, do_compression=True)
+        with (folder / "SubmitSrgb.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["ID", "BLOCK"])
+            table.writerows([i, base64.b64encode(block).decode()] for i, block in enumerate(blocks))
         return
     (folder / "bundled").mkdir(parents=True, exist_ok=True)
     for name in images.names[::DND_CROPS]:

@@ -59,7 +59,9 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
         )
     architecture, weights = rest
     module = "deepinv.models" if library == "deepinv" else library
-    package = _import(module, f"Install it: pip install {library} (it needs torchvision).")
+    package = _import(
+        module, f"Install it: pip install {library}, and a torchvision for your torch; see docs/measuring.md."
+    )
     if not Path(weights).is_file():
         raise FileNotFoundError(f"There is no file {weights} (for --compare {name}).")
     if library == "deepinv" and not hasattr(package, architecture):

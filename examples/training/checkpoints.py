@@ -8,6 +8,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from gdd_diffusers.hub import build_model
+
 
 logger = logging.getLogger("train")
 
@@ -72,9 +74,9 @@ def averaged_weights(ema, unet):
 
 
 def save_pipeline(pipeline, card, folder: Path):
-    """Write a pipeline and its card, and move the files into place once all are complete."""
+    """Write a pipeline as it is published, with its card, and move the files into place once all are complete."""
     with partial_folder(folder / "pipeline") as partial:
-        pipeline.save_pretrained(partial)
+        build_model(pipeline, partial)
         card.save(partial / "README.md")
     files = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
     for file in files:

@@ -48,6 +48,18 @@ def draw_psnr(axes, lines: list[dict], name: str, set_name: str):
             axes.plot(*zip(*points, strict=True), label=label, **STYLES[match[1]])
 
 
+def mark_points_below(axes):
+    """Mark the points below the frame by triangles at its edge."""
+    bottom, label = axes.get_ylim()[0], "below the frame"
+    for line in list(axes.lines):
+        steps, scores = map(np.asarray, line.get_data())
+        below = steps[scores < bottom]
+        if len(below):
+            style = {"linestyle": "", "marker": "v", "color": line.get_color(), "clip_on": False}
+            axes.plot(below, np.full(len(below), bottom), label=label, **style)
+            label = None  # once in the legend
+
+
 def main(folders: list[str], output: str):
     logs = {folder: read_log(folder) for folder in folders}
     keys = dict.fromkeys(key for lines in logs.values() for line in lines for key in line)
@@ -64,6 +76,7 @@ def main(folders: list[str], output: str):
         if panel.lines:  # a new network starts far below where it ends, which would flatten the rest
             lowest = min(line.get_ydata()[-1] for line in panel.lines)
             panel.set_ylim(bottom=max(panel.get_ylim()[0], lowest - 2))
+            mark_points_below(panel)
     for panel in axes:
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)

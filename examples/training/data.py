@@ -8,7 +8,7 @@ import torch
 
 from gdd_diffusers.data.batches import PairedImages, Source
 from gdd_diffusers.data.camera_noise import CameraNoise
-from gdd_diffusers.data.layouts import load_clean, load_hub_dataset, load_pairs, split_by_scene
+from gdd_diffusers.data.layouts import each_image_a_scene, load_clean, load_hub_dataset, load_pairs, split_by_scene
 from gdd_diffusers.image_processor import pixels_to_tensor
 
 
@@ -18,14 +18,18 @@ CROP = 256  # of validation images, at most
 SMALLEST = 11  # side that SSIM is defined for
 
 
-def load_data(args) -> tuple[list[Source], dict[str, list[tuple[torch.Tensor, torch.Tensor]]]]:
-    """Load the sources, and by name the sets of held-out (noisy, clean) pairs, float [1, 3, h, w] in [0, 1]."""
+def load_data(args) -> tuple[list[Source], dict[str, list[tuple[torch.Tensor, torch.Tensor]]], list[str]]:
+    """
+    Load the sources, and by name the sets of held-out (noisy, clean) pairs, float [1, 3, h, w] in [0, 1]. Return, too,
+    the names of the files that are held out of the folders.
+    """
     simulator = CameraNoise(args.noise_preset)
     columns = {"noisy_column": args.noisy_column, "clean_column": args.clean_column, "streaming": args.streaming}
     train = [load_clean(folder) for folder in args.clean_dir]
     train += [load_pairs(noisy, gt) for noisy, gt in zip(args.noisy_dir, args.gt_dir, strict=True)]
     train += [load_hub_dataset(name, **columns) for name in args.dataset_name]
 
+    held_out_names = []
     with_validation = [n for n in args.dataset_name if "validation" in datasets.get_dataset_split_names(n)]
     if args.validation_dir:
         folders = [Path(folder).resolve() for folder in args.validation_dir]
@@ -35,8 +39,13 @@ def load_data(args) -> tuple[list[Source], dict[str, list[tuple[torch.Tensor, to
     elif args.streaming:
         raise ValueError("A streamed dataset without a validation split needs --validation_dir.")
     else:
-        train, parts = zip(*(split_by_scene(dataset) for dataset in train), strict=True)
+        if args.split_by == "image":
+            train = [each_image_a_scene(dataset) for dataset in train]
+        train, parts = zip(*(split_by_scene(dataset, args.validation_share) for dataset in train), strict=True)
         held_out = [("held_out", part) for part in parts]
+        for folder, part in zip([*args.clean_dir, *args.gt_dir], parts, strict=False):  # datasets follow
+            cells = part.cast_column("clean", datasets.Image(decode=False))["clean"]
+            held_out_names += [Path(c["path"]).relative_to(folder).with_suffix("").as_posix() for c in cells]
 
     # By default each image is as likely as the next; streams, of unknown length, count the same each.
     weights = args.weights or [1 if args.streaming else len(dataset) for dataset in train]
@@ -50,7 +59,7 @@ def load_data(args) -> tuple[list[Source], dict[str, list[tuple[torch.Tensor, to
         sets.setdefault(name, []).extend(held_out_pairs(dataset, simulator, count))
     if not any(sets.values()):
         raise ValueError(f"No validation image has sides of at least {SMALLEST} px.")
-    return sources, sets
+    return sources, sets, held_out_names
 
 
 def held_out_pairs(dataset, simulator: CameraNoise, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

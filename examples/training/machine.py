@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 
 def check_launch(accelerator):
@@ -15,14 +16,25 @@ def check_launch(accelerator):
     if num_started != accelerator.num_processes:
         raise ValueError(
             f"{num_started} processes were started, but each would train on its own, into the same folder. Without "
-            "GPUs, start one by accelerate launch --cpu --num_processes 1, or several by ACCELERATE_USE_CPU=true "
-            "torchrun --nproc_per_node 2."
+            "GPUs, start one by python examples/train.py, or several by ACCELERATE_USE_CPU=true torchrun "
+            "--nproc_per_node 2."
         )
 
 
 def has_fast_bf16() -> bool:
-    """Return whether the CPU has instructions for bf16: `avx512_bf16`, `amx_bf16` or those of Arm."""
+    """Return whether the device has instructions for bf16; of a CPU, `avx512_bf16`, `amx_bf16` or those of Arm."""
+    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return any(value and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
+
+
+def choose_precision(asked: str | None) -> str:
+    """
+    Return the precision to train in: what was asked for, else what accelerate was told to use, else bf16 where it is
+    fast. `accelerate launch` says "no" if it was told nothing.
+    """
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return asked or (told if told != "no" else "bf16" if has_fast_bf16() else "no")
 
 
 @contextmanager

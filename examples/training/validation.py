@@ -71,10 +71,11 @@ def format_scores(scores: dict[str, float]) -> str:
 
 def training_card(args, num_processes: int, folder: Path, step: int, sources, sets, validations) -> ModelCard:
     """Write the model card: usage, training data, license, the command to train the model again, and its scores."""
-    launch = ["accelerate", "launch", "--mixed_precision", args.mixed_precision]
-    launch += ["--num_processes", str(num_processes)] if num_processes > 1 else []
+    launch = ["accelerate", "launch", "--num_processes", str(num_processes)] if num_processes > 1 else ["python"]
     # Of paths on this machine, only the names
     words = ["=".join(Path(p).name if os.path.exists(p) else p for p in word.split("=")) for word in args.command]
+    if not any(word.startswith("--mixed_precision") for word in words):  # or another machine may choose another
+        words += ["--mixed_precision", args.mixed_precision]
 
     of_each_set = ("psnr/noisy/", f"psnr/improved_{args.validation_inference_steps[0]}/")
     keys = [key for key in (validations[-1] if validations else {}) if key.startswith("psnr/")]

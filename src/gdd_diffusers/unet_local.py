@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401 - diffusers looks ModelMixin up in the module of a model
+from diffusers.models import modeling_utils
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+
+# diffusers warns that `to(dtype)` rounds what should stay in float32, which Float32Conv2d prevents
+modeling_utils.logger.addFilter(lambda record: "in LocalUNet2DModel that should be kept in float32" not in record.msg)
 
 # bands of an image, each with whether it is the last one
 Bands = Iterator[tuple[torch.Tensor, bool]]
@@ -16,10 +20,17 @@ Bands = Iterator[tuple[torch.Tensor, bool]]
 
 class Float32Conv2d(nn.Conv2d):
     """
-    Computes in float32 whatever comes in.
+    Computes in float32 whatever comes in, with weights that stay in float32 when the network changes its dtype.
 
     bfloat16 has steps of 1/128 around 1: an image written by a bfloat16 convolution is visibly posterised.
     """
+
+    def _apply(self, fn, recurse=True):
+        def move_only(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()

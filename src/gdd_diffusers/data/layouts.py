@@ -50,14 +50,22 @@ def load_clean(folder: str | Path) -> datasets.Dataset:
     return _from_files([path.relative_to(folder).with_suffix("") for path in files], clean=files)
 
 
+def scene_of_name(name: Path) -> str:
+    """Return the scene of an image by its name: the folder it lies in, or what `door_10` and `door_11` share."""
+    if name.parent.name:
+        return str(name.parent)
+    return re.sub(r"[ _-]*\(?\d+\)?$", "", name.name) or name.name
+
+
 def load_pairs(noisy_dir: str | Path, clean_dir: str | Path) -> datasets.Dataset:
-    """Load pairs from two folders with the same file names; suffixes may differ. Each subfolder is a scene."""
+    """Load pairs from two folders with the same file names; suffixes may differ."""
     noisy, clean = _files_by_name(noisy_dir), _files_by_name(clean_dir)
     for name in sorted(noisy.keys() ^ clean.keys()):
         present, missing = (noisy, clean_dir) if name in noisy else (clean, noisy_dir)
         raise ValueError(f"{present[name]} has no partner named {name}.* in {missing}.")
-    scenes = [name.parent if name.parent.name else name for name in noisy]
-    return _from_files(scenes, noisy=list(noisy.values()), clean=[clean[name] for name in noisy])
+    return _from_files(
+        list(map(scene_of_name, noisy)), noisy=list(noisy.values()), clean=[clean[name] for name in noisy]
+    )
 
 
 def _files_by_name(folder: str | Path) -> dict[Path, Path]:
@@ -80,7 +88,7 @@ def load_marked_pairs(
         folder: Searched with its subfolders. Images without a mark are ignored.
         noisy_mark: Part of the name of every noisy image, such as `"_noisy"`.
         clean_mark: Its replacement in the partner's name, such as `"_clean"` or `""`.
-        scene_of: Maps a noisy path to its scene; by default each pair is a scene of its own.
+        scene_of: Maps a noisy path to its scene; by default [`scene_of_name`] without the mark.
     """
     files = find_images(folder)
     noisy = [path for path in files if noisy_mark in path.name]
@@ -94,7 +102,8 @@ def load_marked_pairs(
     for path in files:
         if clean_mark and clean_mark in path.name and path not in partners:
             raise ValueError(f"{path} has no partner {path.name.replace(clean_mark, noisy_mark)} beside it.")
-    scenes = [scene_of(path) if scene_of else path.relative_to(folder) for path in noisy]
+    names = [path.relative_to(folder).with_name(path.stem.replace(noisy_mark, "")) for path in noisy]
+    scenes = list(map(scene_of, noisy)) if scene_of else list(map(scene_of_name, names))
     return _from_files(scenes, noisy=noisy, clean=clean)
 
 
@@ -211,11 +220,22 @@ def split_by_scene(dataset: datasets.Dataset, share: float = 0.05) -> tuple[data
     places = {scene: int.from_bytes(hashlib.sha256(scene.encode()).digest()) / 2**256 for scene in scenes}
     ordered = sorted(places, key=places.__getitem__)
     if len(ordered) < 2:
-        raise ValueError("All images are of one scene: add another, or validate on other images than held-out ones.")
+        raise ValueError(
+            f"All images are of one scene ({''.join(ordered)}): their names differ by a number only, or they lie in "
+            "one folder. Add another scene, or let single images be held out with --split_by image."
+        )
     count = sum(place < share for place in places.values())
     held_out = set(ordered[: min(max(1, count), len(ordered) - 1)])
     split = [[i for i, scene in enumerate(scenes) if (scene in held_out) == held] for held in (False, True)]
     return dataset.select(split[0]), dataset.select(split[1])
+
+
+def each_image_a_scene(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Make every image a scene of its own, named after its file."""
+    cells = dataset.cast_column("clean", datasets.Image(decode=False))["clean"]
+    scenes = [Path(cell["path"]).stem if cell and cell["path"] else str(i) for i, cell in enumerate(cells)]
+    others = dataset.select_columns([name for name in dataset.column_names if name != "scene"])
+    return others.add_column("scene", scenes)
 
 
 def _from_files(scenes: list, clean: list[Path], noisy: list[Path] | None = None) -> datasets.Dataset:

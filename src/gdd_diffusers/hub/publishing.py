@@ -63,10 +63,10 @@ np.save(output, [by_code, denoise(RealDenoisePipeline.from_pretrained)])
 
 def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.PathLike, name: str):
     """
-    Write the contents of a repo to an empty folder: weights as they are and in float16, configs, code and the card.
+    Write the contents of a repo to an empty folder: what [`build_model`] writes, and the card.
 
-    `model` is a pipeline, or the folder of one, of which the components are loaded and saved again, and only the card
-    and the images that it shows are copied. `name` is the repo's id, for the code in the card.
+    `model` is a pipeline, or the folder of one, of which only the card and the images that it shows are copied. `name`
+    is the repo's id, for the code in the card.
 
     Raises:
         `ValueError`: If the pipeline could not be loaded again, or `name` is not a repo id.
@@ -75,6 +75,19 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
     validate_repo_id(name)
     if "/" not in name:
         raise ValueError(f"A repo is named ORG/NAME, with your own name for ORG if it is yours, not {name}.")
+    build_model(model, folder)
+    _write_card(Path(model) if isinstance(model, str | os.PathLike) else None, Path(folder), name)
+
+
+def build_model(model: DiffusionPipeline | str | os.PathLike, folder: str | os.PathLike):
+    """
+    Write a model to an empty folder that loads with this package or without it: weights as they are and in float16,
+    configs and code. The components of `model`, a pipeline or the folder of one, are loaded and saved again.
+
+    Raises:
+        `ValueError`: If the pipeline could not be loaded again.
+        `FileNotFoundError`: If there is no such folder.
+    """
     folder = Path(folder)
     if isinstance(model, str | os.PathLike):
         source = Path(model)
@@ -109,7 +122,6 @@ def build_repo(model: DiffusionPipeline | str | os.PathLike, folder: str | os.Pa
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _write_card(source, folder, name)
 
 
 def _write_card(source: Path | None, folder: Path, name: str):
