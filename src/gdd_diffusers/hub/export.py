@@ -88,7 +88,7 @@ def export_pipeline(
     metadata = {"multiple": denoiser.multiple, "tile_overlap": pipe.config.tile_overlap}
     if pipe.receptive_field is not None:
         metadata["tile_overlap"] = 2 * -(-pipe.receptive_field // denoiser.multiple) * denoiser.multiple
-    program = _to_onnx(denoiser if dtype == "float32" else _to_float16(denoiser))
+    program = _to_onnx(denoiser if dtype == "float32" else copy.deepcopy(denoiser).half())
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as draft:
@@ -116,13 +116,6 @@ def load_exported(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     # by default it computes in bfloat16 on processors that can
     model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda noisy: torch.from_numpy(model({"noisy": noisy.numpy()})["denoised"])
-
-
-def _to_float16(denoiser: OneStepDenoiser) -> OneStepDenoiser:
-    half = copy.deepcopy(denoiser).half()
-    for name in denoiser.unet._keep_in_fp32_modules or []:
-        half.unet.set_submodule(name, denoiser.unet.get_submodule(name))
-    return half
 
 
 def _to_onnx(denoiser: OneStepDenoiser) -> torch.onnx.ONNXProgram:
