@@ -38,7 +38,7 @@ from .exif import (
 )
 from .image_file import ImageFile
 from .jpeg import MAX_PROFILE, MAX_SEGMENT, complete_jpeg, jpeg_losses, read_jpeg
-from .photoshop import iptc_of, without_iptc
+from .photoshop import iptc_of, without_iptc, without_thumbnails
 from .png import complete_png, png_losses, read_png
 from .profiles import profile_of_codes, unknown_colours
 from .xmp import stated_orientation, upright_xmp, without_attached
@@ -80,7 +80,9 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile, page: int
     if exif and not image.exif:
         image.notes.append("its EXIF is damaged and was left out")
     if xmp:
-        image.metadata["xmp-data"] = upright_xmp(xmp)
+        image.metadata["xmp-data"] = upright_xmp(xmp, swap_sides=image.orientation > 4)
+    if photoshop := image.metadata.get("photoshop-data"):
+        image.metadata["photoshop-data"] = without_thumbnails(photoshop)
 
 
 def complete_container(path: Path, image: ImageFile, format: str, profile: bytes) -> None:
