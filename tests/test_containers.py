@@ -171,6 +171,18 @@ def test_colours_stated_behind_the_pixels_of_an_avif(tmp_path):
         read_image(tmp_path / "in.avif")
 
 
+@pytest.mark.parametrize("extension", ["tif", "jpg", "png"])
+def test_iptc_that_imagemagick_cuts_off_is_whole(tmp_path, extension):
+    iptc = b"\x1c\x02\x19\0\4rose\x1c\x02\x19\0\4lily"
+    block = b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc
+    tags = [(33723, 7, 5, iptc[:5], True), (34377, 1, len(block), block, True)]
+    tifffile.imwrite(tmp_path / "in.tif", smooth(), photometric="rgb", extratags=tags)
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / f"out.{extension}", image.pixels, like=image)
+    kept = read_image(tmp_path / f"out.{extension}").metadata
+    assert iptc in kept.get("iptc-data", b"") + kept.get("photoshop-data", b"")
+
+
 def test_sidecars_go_along_and_say_that_the_result_is_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

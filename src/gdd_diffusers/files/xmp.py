@@ -73,7 +73,7 @@ def copy_sidecars(path: Path, target: Path, image: ImageFile) -> None:
                 continue
             try:
                 shutil.copy2(sidecar, copy)
-                if image.orientation > 1:
+                if image.orientation > 1 or image.format in ("avif", "heic"):
                     copy.write_bytes(upright_xmp(copy.read_bytes(), swap_sides=image.orientation > 4))
             except OSError as error:
                 image.notes.append(f"{printable(sidecar.name)} could not be copied along: {error.strerror}")
