@@ -143,6 +143,8 @@ def _shortened(exif: bytes) -> bytes:
 
 def losses(image: ImageFile, format: str, bits: int) -> Iterator[str]:
     """Yield a note on everything in an image that a file of this format will not hold."""
+    if image.cmyk:
+        yield "it was CMYK, and its result is sRGB"
     if bits < image.bits:
         yield f"its {image.bits} bits became {bits}, all that {format} holds"
     if image.format != format:
