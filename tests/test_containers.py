@@ -137,6 +137,16 @@ def test_images_within_an_image_and_layers_are_said(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["in.jpg", "in.png", "in.JPEG"])
+def test_a_tiff_may_have_the_name_of_another_format(tmp_path, name):
+    pixels = smooth(dtype=np.uint16)
+    tifffile.imwrite(tmp_path / name, pixels, photometric="rgb")
+    image = read_image(tmp_path / name)
+    np.testing.assert_array_equal(image.pixels, pixels)
+    write_image(tmp_path / "out.jpg", image.pixels, like=image)
+    assert image.notes == ["its 16 bits became 8, all that jpeg holds"]
+
+
 @pytest.mark.parametrize("brightest", [1, 7.5])
 def test_floating_point_is_refused_in_a_sentence(tmp_path, brightest):
     tifffile.imwrite(tmp_path / "in.tif", smooth().astype(np.float32) * brightest / 255, photometric="rgb")

@@ -63,6 +63,13 @@ def test_comments_and_other_segments_are_kept(tmp_path):
     assert image.notes == ["what only a jpeg holds was left out (APP5 segment, APP12 segment, comment)"]
 
 
+def test_further_segments_of_exif_and_xmp_are_said(tmp_path):
+    exif = turned(1).tobytes()
+    write_jpeg(tmp_path / "in.jpg", (0xE1, exif), (0xE1, exif), *[xmp_segment(RDF % b"xmp:Rating='4'>")] * 2)
+    notes = read_image(tmp_path / "in.jpg").notes
+    assert notes == [f"all but the first segment of its {name} was left out" for name in ("EXIF", "XMP")]
+
+
 def test_content_credentials_of_the_old_pixels_are_left_out_and_said(tmp_path):
     write_jpeg(tmp_path / "in.jpg", (0xEB, b"JP\0\1\0\0\0\1 a manifest"))
     image = read_image(tmp_path / "in.jpg")
