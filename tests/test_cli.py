@@ -230,6 +230,14 @@ def test_in_place_with_a_folder_for_the_originals(run, tmp_path, monkeypatch):
     assert code == 1 and "the original cannot be kept as" in said
 
 
+@pytest.mark.parametrize("given, originals", [("in", "in"), ("in", "."), ("in/a.png", "in"), ("in/a.png", "./in/")])
+def test_originals_are_not_kept_where_the_images_are(run, tmp_path, given, originals):
+    before = save_picture(tmp_path / "in" / "a.png").read_bytes()
+    code, said = run("denoise", given, "--in-place", "--originals", originals)
+    assert code == 2 and f"holds {given} itself; choose another folder" in said
+    assert Path("in/a.png").read_bytes() == before
+
+
 def test_what_was_left_out_of_several_images_is_one_line(run, tmp_path):
     for name in "abc":
         save_picture(tmp_path / f"{name}.png")

@@ -137,6 +137,16 @@ def test_images_within_an_image_and_layers_are_said(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["in.jpg", "in.png", "in.JPEG"])
+def test_a_tiff_may_have_the_name_of_another_format(tmp_path, name):
+    pixels = smooth(dtype=np.uint16)
+    tifffile.imwrite(tmp_path / name, pixels, photometric="rgb")
+    image = read_image(tmp_path / name)
+    np.testing.assert_array_equal(image.pixels, pixels)
+    write_image(tmp_path / "out.jpg", image.pixels, like=image)
+    assert image.notes == ["its 16 bits became 8, all that jpeg holds"]
+
+
 @pytest.mark.parametrize("brightest", [1, 7.5])
 def test_floating_point_is_refused_in_a_sentence(tmp_path, brightest):
     tifffile.imwrite(tmp_path / "in.tif", smooth().astype(np.float32) * brightest / 255, photometric="rgb")
@@ -169,6 +179,18 @@ def test_colours_stated_behind_the_pixels_of_an_avif(tmp_path):
     )
     with pytest.raises(ImageFileError, match="HDR or wide-gamut colour|damaged"):
         read_image(tmp_path / "in.avif")
+
+
+@pytest.mark.parametrize("extension", ["tif", "jpg", "png"])
+def test_iptc_that_imagemagick_cuts_off_is_whole(tmp_path, extension):
+    iptc = b"\x1c\x02\x19\0\4rose\x1c\x02\x19\0\4lily"
+    block = b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc
+    tags = [(33723, 7, 5, iptc[:5], True), (34377, 1, len(block), block, True)]
+    tifffile.imwrite(tmp_path / "in.tif", smooth(), photometric="rgb", extratags=tags)
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / f"out.{extension}", image.pixels, like=image)
+    kept = read_image(tmp_path / f"out.{extension}").metadata
+    assert iptc in kept.get("iptc-data", b"") + kept.get("photoshop-data", b"")
 
 
 def test_sidecars_go_along_and_say_that_the_result_is_upright(tmp_path):

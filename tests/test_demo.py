@@ -495,6 +495,16 @@ def test_cancelled_job_ends_before_the_next_layer(model, tmp_path):
     assert not list(tmp_path.rglob("*_denoised*"))
 
 
+def test_what_the_result_cannot_hold_is_said_beside_it(model, tmp_path):
+    jobs = Jobs(tmp_path, str(model), "cpu", "float32")
+    someone = SimpleNamespace(session_hash="someone")
+    write_image(tmp_path / "deep.jpg", photograph(bits=16), format="png")
+    jobs.open(someone, tmp_path / "deep.jpg", shutil.copy)
+    job, _ = jobs.start(someone, 0, 1, False, "phone", 1600, str(model), "improved", 64)
+    _, facts = jobs.denoise(someone, job, progress=lambda *_, **__: None)
+    assert "its 16 bits became 8, all that jpeg holds." in facts
+
+
 def test_no_name_of_an_upload_is_that_of_a_file_of_the_page(model, tmp_path):
     jobs = Jobs(tmp_path, str(model), "cpu", "float32")
     for name in ("before.png", "noisy.png"):

@@ -81,6 +81,19 @@ def test_orientation_is_applied_once(tmp_path, orientation, corner):
     assert exif_of(tmp_path / "a.jpg")[0] == 1
 
 
+def test_sides_stated_as_they_were_before_turning_are_turned(tmp_path):
+    """As iPhones state them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48})
+    save_heic(tmp_path / "a.heic", smooth(), exif=exif.tobytes())
+    image = read_image(tmp_path / "a.heic")
+    write_image(tmp_path / "a.jpg", image.pixels, like=image)
+    written = Image.open(tmp_path / "a.jpg")
+    camera = written.getexif().get_ifd(0x8769)
+    assert written.size == (48, 64) == (camera[0xA002], camera[0xA003])
+
+
 @pytest.mark.parametrize("primaries, transfer", [(1, 13), (12, 13), (9, 16)])
 def test_colours_given_by_codes(tmp_path, primaries, transfer):
     path = tmp_path / "a.heic"

@@ -63,6 +63,13 @@ def test_comments_and_other_segments_are_kept(tmp_path):
     assert image.notes == ["what only a jpeg holds was left out (APP5 segment, APP12 segment, comment)"]
 
 
+def test_further_segments_of_exif_and_xmp_are_said(tmp_path):
+    exif = turned(1).tobytes()
+    write_jpeg(tmp_path / "in.jpg", (0xE1, exif), (0xE1, exif), *[xmp_segment(RDF % b"xmp:Rating='4'>")] * 2)
+    notes = read_image(tmp_path / "in.jpg").notes
+    assert notes == [f"all but the first segment of its {name} was left out" for name in ("EXIF", "XMP")]
+
+
 def test_content_credentials_of_the_old_pixels_are_left_out_and_said(tmp_path):
     write_jpeg(tmp_path / "in.jpg", (0xEB, b"JP\0\1\0\0\0\1 a manifest"))
     image = read_image(tmp_path / "in.jpg")
@@ -190,6 +197,41 @@ def test_stated_sides_turn_with_the_image(tmp_path):
         exif = Image.open(tmp_path / name).getexif()
         camera = exif.get_ifd(0x8769)
         assert (exif[0x0100], exif[0x0101], camera[0xA002], camera[0xA003]) == (32, 48, 32, 48)
+
+
+@pytest.mark.parametrize(
+    "stated, turned",
+    [
+        (b' tiff:ImageWidth="48" tiff:ImageLength="32">', b' tiff:ImageLength="48" tiff:ImageWidth="32">'),
+        (b' exif:PixelXDimension="48">', b' exif:PixelYDimension="48">'),
+        (b"><exif:PixelYDimension>32</exif:PixelYDimension>", b"><exif:PixelXDimension>32</exif:PixelXDimension>"),
+    ],
+)
+def test_sides_stated_by_xmp_turn_with_the_image(tmp_path, stated, turned):
+    write_jpeg(tmp_path / "in.jpg", xmp_segment(RDF % (b'tiff:Orientation="6"' + stated)))
+    xmp = read_image(tmp_path / "in.jpg").metadata["xmp-data"]
+    assert xmp == RDF % (b'tiff:Orientation="1"' + turned)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif"])
+def test_thumbnails_in_xmp_and_photoshop_s_block_are_left_out(tmp_path, extension):
+    """They show the old pixels, and would not be turned."""
+    thumbnail = b"<xmp:Thumbnails><rdf:Alt><rdf:li>old pixels</rdf:li></rdf:Alt></xmp:Thumbnails>"
+    caption = b"\x1c\x02\x78\0\5roses"
+    resources = [(0x0404, caption), (0x0409, b"old pixels"), (0x040C, b"old pixels"), (0x040A, b"\1")]
+    block = b"".join(
+        struct.pack(">4sHHI", b"8BIM", kind, 0, len(data)) + data + bytes(len(data) % 2) for kind, data in resources
+    )
+    segments = [(0xED, b"Photoshop 3.0\0" + block), xmp_segment(RDF % (b'xmp:Rating="4">' + thumbnail))]
+    write_jpeg(tmp_path / "in.jpg", *segments)
+    image = read_image(tmp_path / "in.jpg")
+    write_image(tmp_path / f"out.{extension}", image.pixels, like=image)
+    again = read_image(tmp_path / f"out.{extension}")
+    for result in (image, again):
+        assert not any(b"old pixels" in value for value in result.metadata.values())
+        assert b'xmp:Rating="4"' in result.metadata["xmp-data"]
+        assert b"roses" in result.metadata["photoshop-data"] + result.metadata.get("iptc-data", b"")
+        assert struct.pack(">4sH", b"8BIM", 0x040A) in result.metadata["photoshop-data"]
 
 
 def test_no_jfif_and_no_resolution_are_made_up(tmp_path):

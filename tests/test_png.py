@@ -162,6 +162,30 @@ def test_numbers_that_mean_srgb_or_nothing_change_no_pixel(tmp_path, chunks):
     assert {kind: chunks_of(tmp_path / "out.png")[kind] for kind, _ in chunks} == dict(chunks)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [[LINEAR], [LINEAR, SRGB], [(b"sRGB", b"\0")], [(b"cICP", bytes([12, 13, 0, 1]))]],
+    ids=["gAMA", "gAMA and cHRM", "sRGB", "cICP"],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_profile_counts_and_stays_whatever_stands_beside_it(tmp_path, beside, is_first):
+    """Most programs that embed a profile write gAMA and cHRM, too."""
+    black = pyvips.Image.black(1, 1, bands=3).copy(interpretation="srgb")
+    profile = black.icc_transform("p3").get("icc-profile-data")
+    chunks = [(b"iCCP", b"Display P3\0\0" + zlib.compress(profile)), *beside]
+    write_png(tmp_path / "in.png", gradient(), *(chunks if is_first else chunks[::-1]))
+    image = read_image(tmp_path / "in.png")
+    seen = pyvips.Image.new_from_array(gradient()).icc_transform("srgb", input_profile="p3").numpy()
+    assert np.abs(image.pixels.astype(int) - seen).max() <= 2
+    np.testing.assert_array_equal(image.native, gradient())
+    write_image(tmp_path / "out.png", image.pixels, like=image)
+    assert {kind: chunks_of(tmp_path / "out.png")[kind] for kind, _ in chunks} == dict(chunks)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), gradient())
+    if beside[0][0] != b"cICP":
+        write_image(tmp_path / "out.tif", image.pixels, like=image)
+        assert Image.open(tmp_path / "out.tif").info["icc_profile"] == profile
+
+
 @pytest.mark.parametrize("transfer", [16, 18])
 @pytest.mark.parametrize("beside", [(b"iCCP", b"x\0\0"), (b"tEXt", b"Comment\0" + b"long " * 60_000)])
 def test_hdr_is_refused_whatever_stands_beside_it(tmp_path, beside, transfer):

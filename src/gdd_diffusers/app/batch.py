@@ -105,7 +105,7 @@ def record(batch: Batch, path: Path, result: Future, claims: ExitStack):
             copy_sidecars(path, batch.jobs[path], image)
             batch.done.append(path)
             batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
-            for remark in image.notes + ["it was CMYK, and its result is sRGB"] * image.cmyk:
+            for remark in image.notes:
                 batch.remarks.setdefault(remark, []).append(path)
 
 

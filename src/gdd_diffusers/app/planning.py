@@ -89,6 +89,11 @@ def plan(
         raise ValueError("--in-place keeps place and format; leave out --output, --format and --overwrite.")
     if originals and not in_place:
         raise ValueError("--originals is a folder for the originals of --in-place; add that.")
+    if originals:
+        for item in inputs:
+            if _is_below(item / "any", originals):
+                name = printable(originals)
+                raise ValueError(f"--originals {name} holds {printable(item)} itself; choose another folder.")
     sources, failed, notes = _find_sources(inputs, output, recursive, in_place, originals)
     is_single = len(inputs) == 1 and list(sources) == inputs
     batch = Batch(_assign_outputs(sources, output, format, is_single), failed, notes=notes, format=format)

@@ -17,6 +17,8 @@ import pyvips
 
 from .exif import (
     COMPRESSION,
+    EXIF,
+    EXIF_SIDES,
     EXTRA_SAMPLES,
     ICC,
     IPTC,
@@ -38,7 +40,7 @@ from .exif import (
 )
 from .image_file import ImageFile
 from .jpeg import MAX_PROFILE, MAX_SEGMENT, complete_jpeg, jpeg_losses, read_jpeg
-from .photoshop import iptc_of, without_iptc
+from .photoshop import iptc_of, without_iptc, without_thumbnails
 from .png import complete_png, png_losses, read_png
 from .profiles import profile_of_codes, unknown_colours
 from .xmp import stated_orientation, upright_xmp, without_attached
@@ -73,14 +75,20 @@ def read_container(path: Path, source: pyvips.Image, image: ImageFile, page: int
         else:
             _read_codes(path, image)
     xmp = image.metadata.get("xmp-data", b"")
-    if image.format not in ("avif", "heic"):
-        # these are turned by their own boxes, and by their decoder
+    if image.format in ("avif", "heic"):
+        # these are turned by their own boxes, and by their decoder; iPhones state the sides as they were before
+        _, _, camera = read_tags(exif.removeprefix(_EXIF_HEADER))[0].get(EXIF, (0, 0, {}))
+        swap_sides = [number(camera, side) for side in EXIF_SIDES] == [source.height, source.width]
+    else:
         image.orientation = stated_orientation(exif, xmp)
-    image.exif = upright_exif(exif, swap_sides=image.orientation > 4)
+        swap_sides = image.orientation > 4
+    image.exif = upright_exif(exif, swap_sides)
     if exif and not image.exif:
         image.notes.append("its EXIF is damaged and was left out")
     if xmp:
-        image.metadata["xmp-data"] = upright_xmp(xmp)
+        image.metadata["xmp-data"] = upright_xmp(xmp, swap_sides)
+    if photoshop := image.metadata.get("photoshop-data"):
+        image.metadata["photoshop-data"] = without_thumbnails(photoshop)
 
 
 def complete_container(path: Path, image: ImageFile, format: str, profile: bytes) -> None:
@@ -135,6 +143,8 @@ def _shortened(exif: bytes) -> bytes:
 
 def losses(image: ImageFile, format: str, bits: int) -> Iterator[str]:
     """Yield a note on everything in an image that a file of this format will not hold."""
+    if image.cmyk:
+        yield "it was CMYK, and its result is sRGB"
     if bits < image.bits:
         yield f"its {image.bits} bits became {bits}, all that {format} holds"
     if image.format != format:
@@ -171,7 +181,9 @@ def _read_tiff(path: Path, image: ImageFile, page: int) -> bytes:
     image.extra_samples = number(tags, EXTRA_SAMPLES, 2)
     image.metadata.pop("iptc-data", None)
     if IPTC in tags:
-        image.metadata["iptc-data"] = tags[IPTC][2]
+        iptc, in_photoshop = tags[IPTC][2], iptc_of(image.metadata.get("photoshop-data", b""))
+        # ImageMagick cuts off the tag
+        image.metadata["iptc-data"] = in_photoshop if in_photoshop.startswith(iptc) else iptc
     return pack_exif(without_pixel_tags(tags))
 
 

@@ -13,7 +13,8 @@ COMPRESSION, EXTRA_SAMPLES, SUB_IMAGES = 259, 338, 330
 XMP, IPTC, PHOTOSHOP, ICC, PHOTOSHOP_LAYERS = 700, 33723, 34377, 34675, 37724
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 274, 282, 283, 296
 EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
-_WIDTHS_AND_HEIGHTS = {0x0100: 0x0101, 0xA002: 0xA003}
+EXIF_SIDES = 0xA002, 0xA003
+_WIDTHS_AND_HEIGHTS = [(0x0100, 0x0101), EXIF_SIDES]
 _SUBDIRECTORIES = {EXIF: {_INTEROPERABILITY: {}}, _GPS: {}}
 # bytes per number of the types 0 to 18
 _UNITS = (0, 1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4, 0, 0, 8, 8, 8)
@@ -152,7 +153,7 @@ def upright_exif(exif: bytes, swap_sides: bool = False) -> bytes:
             entries = _entries(block, order, at)[0] | entries
         if ORIENTATION in entries:
             struct.pack_into(order + "HIHH", block, entries[ORIENTATION] + 2, 3, 1, 1, 0)
-        for width, height in _WIDTHS_AND_HEIGHTS.items() if swap_sides else ():
+        for width, height in _WIDTHS_AND_HEIGHTS if swap_sides else ():
             if width in entries and height in entries:
                 first, second = (slice(entries[side] + 2, entries[side] + 12) for side in (width, height))
                 block[first], block[second] = block[second], block[first]

@@ -52,6 +52,10 @@ def read_jpeg(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
     if any(content.startswith(_PROFILE) for content in contents) and not source.get_typeof("icc-profile-data"):
         image.notes.append("its colour profile is damaged and was left out")
 
+    for name, start_of in (("EXIF", _EXIF), ("XMP", _XMP)):
+        if sum(content.startswith(start_of) for content in contents) > 1:
+            image.notes.append(f"all but the first segment of its {name} was left out")
+
     # libvips makes 72 dots per inch of unknown
     image.resolution = exif_resolution(exif)
     for content in contents:

@@ -4,6 +4,7 @@ import struct
 
 
 _IPTC = b"\x04\x04"
+_THUMBNAILS = (b"\x04\x09", b"\x04\x0c")
 
 
 def photoshop_resources(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
@@ -25,6 +26,10 @@ def iptc_of(photoshop: bytes) -> bytes:
 
 def without_iptc(photoshop: bytes) -> bytes:
     return b"".join(resource for kind, resource, _ in photoshop_resources(photoshop) if kind != _IPTC)
+
+
+def without_thumbnails(photoshop: bytes) -> bytes:
+    return b"".join(resource for kind, resource, _ in photoshop_resources(photoshop) if kind not in _THUMBNAILS)
 
 
 def with_iptc(photoshop: bytes, iptc: bytes) -> bytes:

@@ -75,6 +75,9 @@ def read_png(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
                 image.notes.append(f"{what} is damaged and was left out")
             elif field:
                 blocks.setdefault(*field)
+                if kind == b"iCCP":
+                    # counts before sRGB, gAMA and cHRM, and stays beside cICP
+                    first.setdefault(kind, content)
             elif kind in _TEXTS:
                 texts.append(png_chunk(kind, content))
             elif kind in _KEPT or kind[3:].islower():
@@ -85,7 +88,7 @@ def read_png(path: Path, source: pyvips.Image, image: ImageFile) -> bytes:
     profile = blocks.get("icc-profile-data", b"")
     if profile and not source.get_typeof("icc-profile-data") and not (source.bands < 3 and profile[16:20] == b"RGB "):
         # libpng takes only sound ones, but none of RGB for a grey image
-        del blocks["icc-profile-data"]
+        del blocks["icc-profile-data"], first[b"iCCP"]
         image.notes.append("its colour profile is damaged and was left out")
     if left_out:
         image.notes.append(f"what belongs to the old pixels was left out ({', '.join(sorted(left_out))})")

@@ -154,7 +154,7 @@ def _identify(path: Path) -> str:
         raise ImageFileError(f"{name} is no JPEG, PNG, TIFF, WebP, AVIF, HEIC or raw image, or is damaged.")
     if head[8:12] == b"avis":
         raise ImageFileError(f"{name} is an animation; split it up first.")
-    if kind == "tiff" and FORMATS.get(path.suffix.lower()) != "tiff":
+    if kind == "tiff" and path.suffix.lower() not in FORMATS:
         # most raw formats are TIFFs that begin with a thumbnail
         return "raw"
     return kind

@@ -13,7 +13,9 @@ _ORIENTATION = re.compile(rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)([1-8])""")
 _ATTACHED = rb"(?:GCamera:(?:MotionPhoto|MicroVideo)\w*|hdrgm:\w+|HDRGainMap:\w+)"
 _ATTRIBUTE = re.compile(rb"\s" + _ATTACHED + rb"""\s*=\s*(?:"[^"]*"|'[^']*')""")
 _ELEMENT = re.compile(rb"<(" + _ATTACHED + rb")>[^<]*</\1>")
-_DIRECTORY, _END_OF_DIRECTORY = b"<Container:Directory", b"</Container:Directory>"
+_SIDES = re.compile(rb"(?:tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension)\b")
+_OTHER_SIDE = {b"tiff:ImageWidth": b"tiff:ImageLength", b"exif:PixelXDimension": b"exif:PixelYDimension"}
+_OTHER_SIDE |= {height: width for width, height in _OTHER_SIDE.items()}
 
 
 def stated_orientation(exif: bytes, xmp: bytes) -> int:
@@ -24,17 +26,31 @@ def stated_orientation(exif: bytes, xmp: bytes) -> int:
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def upright_xmp(xmp: bytes) -> bytes:
-    return _ORIENTATION.sub(rb"\g<1>1", xmp)
+def upright_xmp(xmp: bytes, swap_sides: bool = False) -> bytes:
+    """
+    Set the orientation of XMP to 1 and drop its thumbnails.
+
+    `swap_sides` also exchanges the width and the height that it states.
+    """
+    if swap_sides:
+        xmp = _SIDES.sub(lambda side: _OTHER_SIDE[side[0]], xmp)
+    return _without_element(_ORIENTATION.sub(rb"\g<1>1", xmp), b"xmp:Thumbnails")
 
 
 def without_attached(xmp: bytes) -> bytes:
     """Remove what describes second pictures and videos in a file that no longer holds them."""
+    return _ELEMENT.sub(b"", _ATTRIBUTE.sub(b"", _without_element(xmp, b"Container:Directory")))
+
+
+def _without_element(xmp: bytes, name: bytes) -> bytes:
+    """Remove an element and all within it, wherever it stands."""
+    # a regular expression would take very long where many elements begin and none ends
+    opening, closing = b"<" + name, b"</" + name + b">"
     kept, at = [], 0
-    while (start := xmp.find(_DIRECTORY, at)) >= 0 and (end := xmp.find(_END_OF_DIRECTORY, start)) >= 0:
+    while (start := xmp.find(opening, at)) >= 0 and (end := xmp.find(closing, start)) >= 0:
         kept.append(xmp[at:start])
-        at = end + len(_END_OF_DIRECTORY)
-    return _ELEMENT.sub(b"", _ATTRIBUTE.sub(b"", b"".join(kept) + xmp[at:]))
+        at = end + len(closing)
+    return b"".join(kept) + xmp[at:]
 
 
 def copy_sidecars(path: Path, target: Path, image: ImageFile) -> None:
@@ -57,7 +73,7 @@ def copy_sidecars(path: Path, target: Path, image: ImageFile) -> None:
                 continue
             try:
                 shutil.copy2(sidecar, copy)
-                if image.orientation > 1:
-                    copy.write_bytes(upright_xmp(copy.read_bytes()))
+                if image.orientation > 1 or image.format in ("avif", "heic"):
+                    copy.write_bytes(upright_xmp(copy.read_bytes(), swap_sides=image.orientation > 4))
             except OSError as error:
                 image.notes.append(f"{printable(sidecar.name)} could not be copied along: {error.strerror}")

@@ -219,8 +219,7 @@ class Jobs:
         extension = output_suffix(file)
         if extension.lower() not in FORMATS:
             extension = f".{like.format}"
-        facts = describe(file.name, like)
-        noisy, clean = like.pixels, None
+        image, noisy, clean = like, like.pixels, None
 
         folder = file.parent / secrets.token_hex(4)  # a new name each time, since browsers cache files by name
         folder.mkdir()
@@ -253,7 +252,8 @@ class Jobs:
 
         megapixels = noisy.shape[0] * noisy.shape[1] / 1e6
         steps = f"{settings.steps} step{'s' * (settings.steps > 1)}"
-        facts |= {
+        # only now, since writing adds notes
+        facts = describe(file.name, image) | {
             "Time": f"{seconds:.2f} s, {megapixels / seconds:.2f} megapixels a second",
             "Device": f"{pipe.device}, {str(pipe.dtype).removeprefix('torch.')}",
             "Model": f"{self.loaded[0]}; {steps}, rule {settings.rule}",
