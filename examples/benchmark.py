@@ -161,14 +161,14 @@ def start_up(runs: int):
 def main(args):
     threads = f"{torch.get_num_threads()} threads"
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads}")
+    start_up(args.runs)
+    denoise_command(args)  # before this process takes much memory, which is counted with that of the commands
     pipes = {}
     for model, dtype in itertools.product(args.model, args.dtype):
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, dtype))
         pipe.set_progress_bar_config(disable=True)
         pipes[f"{model or DEFAULT_MODEL}, {dtype}"] = pipe
-    start_up(args.runs)
     pipeline_against_network(pipes, noisy_photograph(min(args.megapixels)), args.runs)
-    denoise_command(args)
 
 
 if __name__ == "__main__":

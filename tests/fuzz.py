@@ -10,6 +10,7 @@ or be read with notes. It may not crash, hang, take much memory, print anything,
 import argparse
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -117,8 +118,6 @@ def mutants(seed: int, start: int, count: int):
 
 def work(folder: Path, seed: int, start: int, count: int) -> None:
     """Read and write mutants, and print as a line of JSON what became of each."""
-    import resource
-
     from gdd_diffusers.files import ImageFileError, output_suffix, read_image, write_image
 
     sound = folder / "sound.png"
@@ -143,7 +142,9 @@ def work(folder: Path, seed: int, start: int, count: int) -> None:
         except BaseException as error:
             problem = f"{type(error).__name__}: {error}"
         signal.alarm(0)
-        seconds, megabytes = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        # not `ru_maxrss`, which begins at what the process that started this one had
+        peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        seconds, megabytes = time.monotonic() - begin, int(peak[1]) // 1024
         if seconds > SECONDS:
             problem = f"took {seconds:.0f} s"
         elif megabytes > MEGABYTES:

@@ -74,11 +74,13 @@ def with_size(jpeg, width, height):
 def read_within_limits(path):
     """What becomes of a file, seconds of CPU and megabytes, in a process of its own that must print nothing else."""
     script = f"""
-import resource, time
+import re, resource, time
 from gdd_diffusers.files import ImageFileError, read_image, write_image
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
-before = usage()
+# not `ru_maxrss`, which begins at what the process that started this one had
+peak = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/self/status").read())[1])
+before, peak_before = usage(), peak()
 try:
     image = read_image({os.fspath(path)!r})
     write_image({os.fspath(path) + ".png"!r}, image.pixels[:, :1000], overwrite=True)
@@ -86,7 +88,7 @@ try:
 except ImageFileError as error:
     print("refused", error)
 print(usage().ru_utime + usage().ru_stime - before.ru_utime - before.ru_stime)
-print((usage().ru_maxrss - before.ru_maxrss) / 1024)
+print((peak() - peak_before) / 1024)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, errors="replace")
     assert (run.returncode, run.stderr) == (0, "")
