@@ -175,7 +175,8 @@ def test_the_card_tells_how_it_was_made_and_no_path_of_this_machine(whole, data)
     assert "library_name: diffusers" in card
     assert "--clean_dir photos --validation_dir pairs --model_config tiny.json" in card
     assert "5 images, noise simulated by CameraNoise('gaussian')" in card
-    assert "6 of 6 steps" in card and "\npython examples/train.py" in card and "--mixed_precision no" in card
+    assert "6 of 6 steps" in card and "\npython examples/train.py" in card
+    assert "--mixed_precision no --license apache-2.0\n" in card
     assert "| step | noisy | improved 1 | origin 1 |" in card
     assert card.count("\n| 3 |") == card.count("\n| 6 |") == 1
     for file in ("README.md", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
