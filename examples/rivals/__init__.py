@@ -13,6 +13,14 @@ RIVALS = {
     "gdd-l1": ("gdd", "GDD", {"loss_name": "l1"}),
     "gdd-l2": ("gdd", "GDD", {"loss_name": "l2"}),
     "dncnn": ("dncnn", "DnCNN", {}),
+    "nlrn": ("nlrn", "NLRN", {}),
+    "ddpm": ("ddpm", "DDPM", {"conditional": True}),
+    "ddpm-unconditional": ("ddpm", "DDPM", {"conditional": False}),
+    "swin2sr": ("image_transformer", "ImageTransformer", {}),
+    "fc-aide": ("fc_aide", "FCAIDE", {}),
+    "gcbd": ("gcbd", "GCBD", {}),
+    "tnrd": ("tnrd", "TNRD", {}),
+    "mlp": ("mlp", "MLP", {}),
     "dncnn-64": ("dncnn", "DnCNN", {"depth": 20, "channels": 64}),
 }
 

@@ -13,15 +13,21 @@ from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoiseP
 CONFIG = Path(__file__).parents[1] / "configs" / "gdd-fast.json"
 
 
+def load_unet(inputs: int = 1) -> tuple[LocalUNet2DModel, int]:
+    """Make the network of gdd-fast for so many images at its input, and return how far it unshuffles pixels."""
+    config = json.loads(CONFIG.read_text())
+    del config["_class_name"]
+    pixel_unshuffle = config.pop("pixel_unshuffle")
+    config["in_channels"] *= inputs
+    return LocalUNet2DModel(**config), pixel_unshuffle
+
+
 class GDD(Denoiser):
     """A U-Net that predicts the clean image from every point of the line to the noisy one."""
 
     def __init__(self, loss_name: str = "charbonnier"):
         super().__init__()
-        config = json.loads(CONFIG.read_text())
-        self.pixel_unshuffle = config.pop("pixel_unshuffle")
-        del config["_class_name"]
-        self.unet = LocalUNet2DModel(**config)
+        self.unet, self.pixel_unshuffle = load_unet()
         self.scheduler = InterpolationScheduler()
         self.loss_name = loss_name
 
