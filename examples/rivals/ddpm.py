@@ -34,7 +34,9 @@ class DDPM(Denoiser):
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
         """Predict the noise in x_t; all images in [-1, 1]."""
         images = torch.cat([x_t, noisy], 1) if self.conditional else x_t
-        return F.pixel_shuffle(self.unet(F.pixel_unshuffle(images, self.pixel_unshuffle), t).sample, self.pixel_unshuffle)
+        return F.pixel_shuffle(
+            self.unet(F.pixel_unshuffle(images, self.pixel_unshuffle), t).sample, self.pixel_unshuffle
+        )
 
     def loss(self, clean: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
         clean, noisy = 2 * clean - 1, 2 * noisy - 1
@@ -65,7 +67,9 @@ class DDPM(Denoiser):
             start = self.matching_timestep(noisy)
             num_timesteps = len(scheduler.alphas_cumprod)
             # so many steps of the whole walk that about `steps` are left from the start on
-            scheduler.set_timesteps(min(num_timesteps, round(steps * num_timesteps / (start + 1))), device=noisy.device)
+            scheduler.set_timesteps(
+                min(num_timesteps, round(steps * num_timesteps / (start + 1))), device=noisy.device
+            )
             timesteps = scheduler.timesteps[scheduler.timesteps <= start]
             x_t = scheduler.alphas_cumprod[timesteps[0]].sqrt() * noisy
         for t in timesteps:

@@ -20,14 +20,14 @@ class MaskedConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, taps: str, dilation: int = 1):
         super().__init__()
-        self.taps, self.dilation = [i for i, tap in enumerate(taps) if tap == "1"], dilation
+        self.dilation = dilation
+        self.register_buffer("taps", torch.tensor([i for i in range(9) if taps[i] == "1"]), persistent=False)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, len(self.taps)))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.kaiming_normal_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        filters = self.weight.new_zeros(*self.weight.shape[:2], 9)
-        filters[..., self.taps] = self.weight
+        filters = self.weight.new_zeros(*self.weight.shape[:2], 9).index_copy(2, self.taps, self.weight)
         return F.conv2d(x, filters.unflatten(2, (3, 3)), self.bias, padding=self.dilation, dilation=self.dilation)
 
 
@@ -65,9 +65,7 @@ class FCAIDE(Denoiser):
             )
             for dilation in range(1, depth)
         )
-        self.means = nn.ModuleList(
-            nn.Sequential(nn.PReLU(channels, 0.0), Residual(channels)) for _ in range(depth)
-        )
+        self.means = nn.ModuleList(nn.Sequential(nn.PReLU(channels, 0.0), Residual(channels)) for _ in range(depth))
         self.last = nn.Sequential(
             nn.PReLU(channels, 0.0),
             nn.Conv2d(channels, channels, 1),
@@ -115,9 +113,7 @@ class FCAIDE(Denoiser):
 
 def random_crop(image: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """Cut out a square of at most `size`, and flip and turn it at random."""
-    top, left = (
-        int(torch.randint(max(0, side - size) + 1, (1,), generator=generator)) for side in image.shape[-2:]
-    )
+    top, left = (int(torch.randint(max(0, side - size) + 1, (1,), generator=generator)) for side in image.shape[-2:])
     crop = image[..., top : top + size, left : left + size]
     turns, flip = torch.randint(4, (2,), generator=generator).tolist()
     return torch.rot90(crop.flip(-1) if flip % 2 else crop, turns, (-2, -1))

@@ -45,4 +45,4 @@ class GDD(Denoiser):
         scheduler = InterpolationScheduler(step_rule=rule)
         pipe = RealDenoisePipeline(self.unet, scheduler, pixel_unshuffle=self.pixel_unshuffle)
         pipe.set_progress_bar_config(disable=True)
-        return pipe(noisy, num_inference_steps=steps, output_type="pt").images.to(noisy.device)
+        return pipe(noisy.cpu(), num_inference_steps=steps, output_type="pt").images.to(noisy.device)

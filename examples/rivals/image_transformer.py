@@ -14,6 +14,7 @@ class ImageTransformer(Denoiser):
     """
 
     batch_size = 8
+    learning_rate = 5e-4
 
     def __init__(self, embed_dim: int = 48, depths=(2, 2), num_heads: int = 4, pixel_unshuffle: int = 2):
         super().__init__()

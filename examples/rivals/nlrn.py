@@ -17,7 +17,9 @@ class NLRN(Denoiser):
     batch_size = 4
     tile_size, tile_overlap = 160, 48
 
-    def __init__(self, steps: int = 6, channels: int = 16, embedding: int = 8, window: int = 9, image_channels: int = 3):
+    def __init__(
+        self, steps: int = 6, channels: int = 16, embedding: int = 8, window: int = 9, image_channels: int = 3
+    ):
         super().__init__()
         self.steps, self.window = steps, window
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
@@ -45,7 +47,9 @@ class NLRN(Denoiser):
         """Add to each pixel the mean of g over its window, weighted by how alike theta and phi are there."""
         height, width = x.shape[-2:]
         margin = self.window // 2
-        theta, phi, g = self.theta(x), *(F.pad(y, (margin,) * 4) for y in (self.phi(x), self.g(x)))
+        x = x.contiguous()  # products of shifted images are fast along rows
+        theta, phi, g = (layer(x).contiguous() for layer in (self.theta, self.phi, self.g))
+        phi, g = (F.pad(y, (margin,) * 4) for y in (phi, g))
         places = [
             (..., slice(dy, dy + height), slice(dx, dx + width))
             for dy in range(self.window)
@@ -56,6 +60,6 @@ class NLRN(Denoiser):
         inside = F.pad(torch.ones_like(x[:1, :1]), (margin,) * 4)
         mask = torch.cat([inside[place] for place in places], 1) == 0
         weights = correlation.masked_fill(mask, -torch.inf).softmax(1).to(g.dtype)
-        for i, place in enumerate(places):
-            x = x + weights[:, i : i + 1] * g[place]
+        for weight, place in zip(weights.split(1, 1), places, strict=True):
+            x = x + weight * g[place]
         return x, correlation

@@ -67,10 +67,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def validate(model, pairs: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) -> float:
+def validate(model, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Return the mean PSNR over pairs of noisy and clean images."""
     model.eval()
-    scores = [psnr(model.denoise(noisy.to(device)).cpu(), clean).clamp(max=60).item() for noisy, clean in pairs]
+    scores = [psnr(model.denoise(noisy), clean).clamp(max=60).item() for noisy, clean in pairs]
     model.train()
     return sum(scores) / len(scores)
 
@@ -148,7 +148,7 @@ def train(name: str, args: argparse.Namespace, device: torch.device, sources, im
             seconds += time.monotonic() - last
         if seconds / limit * VALIDATIONS >= num_validations + 1:
             num_validations = int(VALIDATIONS * seconds / limit)
-            score = validate(model, pairs, device)
+            score = validate(model, pairs)
             log(psnr=score)
             print(f"{name}: step {step}, {seconds:.0f} of {limit:.0f} seconds, PSNR {score:.2f} dB", flush=True)
             if seconds >= limit:
