@@ -7,9 +7,10 @@ Both by the schedulers of diffusers, over the U-Net of gdd-fast.
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
+from skimage.restoration import estimate_sigma
+
 from rivals.denoiser import Denoiser
 from rivals.gdd import load_unet
-from skimage.restoration import estimate_sigma
 
 
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
@@ -19,8 +20,8 @@ class DDPM(Denoiser):
     """
     A U-Net that predicts the Gaussian noise added to clean images.
 
-    Conditional, it sees the noisy image as well, and makes a clean one out of pure noise. Otherwise it has learned from
-    clean images alone, and the noisy image takes the place of the step that has as much noise.
+    Conditional, it sees the noisy image as well, and makes a clean one out of pure noise. Otherwise it has learned
+    from clean images alone, and the noisy image takes the place of the step that has as much noise.
     """
 
     multiple = 16

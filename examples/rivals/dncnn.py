@@ -1,8 +1,9 @@
 """DnCNN: Zhang et al., "Beyond a Gaussian denoiser: residual learning of deep CNN for image denoising", TIP 2017."""
 
 import torch
-from rivals.denoiser import Denoiser
 from torch import nn
+
+from rivals.denoiser import Denoiser
 
 
 class DnCNN(Denoiser):

@@ -4,9 +4,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from rivals.denoiser import Denoiser
 from skimage.restoration import estimate_sigma
 from torch import nn
+
+from rivals.denoiser import Denoiser
 
 
 # Which weights of a 3x3 filter there are, in the first layer and in all others. None of the three sees the pixel that
@@ -88,7 +89,7 @@ class FCAIDE(Denoiser):
         return a * noisy + b
 
     def estimated_error(self, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Estimate the mean squared error without bias, for noise of the level `sigma` that is independent by pixel."""
+        """Estimate the mean squared error without bias, for noise of level `sigma`, independent by pixel."""
         a, b = self.affine(noisy)
         return ((noisy - (a * noisy + b)).square() + (2 * a - 1) * sigma**2).mean()
 

@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from rivals.denoiser import Denoiser
 from rivals.dncnn import DnCNN
-from torch import nn
 
 
 BLOCK = 64  # sides of blocks of noise, and of the smaller blocks in them that must be alike

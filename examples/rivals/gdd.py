@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rivals.denoiser import Denoiser
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline, losses
+from rivals.denoiser import Denoiser
 
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gdd-fast.json"

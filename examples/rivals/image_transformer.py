@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from rivals.denoiser import Denoiser
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
+
+from rivals.denoiser import Denoiser
 
 
 class ImageTransformer(Denoiser):

@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from rivals.denoiser import Denoiser
 from torch import nn
+
+from rivals.denoiser import Denoiser
 
 
 class NLRN(Denoiser):

@@ -4,8 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from rivals.denoiser import Denoiser
 from torch import nn
+
+from rivals.denoiser import Denoiser
 
 
 NUM_BASES = 63  # Gaussians at -31, -30, ..., 31, of standard deviation 1
@@ -75,7 +76,7 @@ class TNRD(Denoiser):
 
 
 def cosines(channels: int, size: int) -> torch.Tensor:
-    """Return the orthonormal cosines of a patch but the constant one, by frequency, `[number, channels, size, size]`."""
+    """Return the orthonormal cosines of a patch but the constant one, by frequency, `[n, channels, size, size]`."""
 
     def transform(n):
         k, x = torch.arange(n)[:, None], torch.arange(n)

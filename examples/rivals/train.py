@@ -18,11 +18,10 @@ import traceback
 from pathlib import Path
 
 
-sys.path[0] = str(Path(__file__).parents[1])  # to import as the other examples do
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to import as the other examples do
 
 import torch
 from options import HelpFormatter
-from rivals import RIVALS, build, save
 from training.checkpoints import rewind_log
 from training.data import load_data
 from training.machine import has_fast_bf16, ignore_foreign_signals
@@ -30,9 +29,11 @@ from training.machine import has_fast_bf16, ignore_foreign_signals
 from gdd_diffusers.data.batches import PairedImages, TrainingBatches
 from gdd_diffusers.memory import keep_freed_memory
 from gdd_diffusers.metrics import psnr
+from rivals import RIVALS, build, save
 
 
 UNCOUNTED_STEPS = 5  # in which memory is allocated and convolutions are chosen
+SIMULATED_STEPS = 4  # whose noise is simulated at once, in many small operations that a GPU waits for
 RISE = 0.03  # share of the time in which the learning rate rises to its peak
 LOG_STEPS = 10
 VALIDATIONS = 10
@@ -102,17 +103,29 @@ def train(name: str, args: argparse.Namespace, device: torch.device, sources, im
     # Noise is simulated by the data workers if the CPU has cores to spare, and where the network trains if not.
     simulating_device = None if device.type == "cpu" and torch.get_num_threads() < os.cpu_count() else device
     batches = TrainingBatches(
-        sources, batch_size, [(args.crop_size, 1.0)], num_batches=1_000_000, seed=args.seed, device=simulating_device
+        sources,
+        SIMULATED_STEPS * batch_size,
+        [(args.crop_size, 1.0)],
+        num_batches=1_000_000,
+        seed=args.seed,
+        device=simulating_device,
     )
     batches.images = images  # which all rivals share, decoded
     loader = torch.utils.data.DataLoader(
         batches,
         batch_size=None,
-        sampler=range(step, len(batches)),
+        sampler=range(step // SIMULATED_STEPS, len(batches)),
         num_workers=args.dataloader_num_workers,
         worker_init_fn=ignore_foreign_signals,
         pin_memory=device.type == "cuda",
     )
+
+    def training_pairs():
+        """Yield clean and noisy images for each step, float [batch_size, 3, crop, crop] in [0, 1]."""
+        for batch in loader:
+            batch = batches.simulate(batch)
+            parts = (batch[key].to(device).float().div(255).split(batch_size) for key in ("clean", "noisy"))
+            yield from zip(*parts, strict=True)
 
     def log(**values):
         with log_file.open("a") as file:
@@ -121,12 +134,10 @@ def train(name: str, args: argparse.Namespace, device: torch.device, sources, im
     # 3. Train until the time is over
     losses, num_validations, uncounted = [], int(VALIDATIONS * seconds / limit), UNCOUNTED_STEPS
     last = time.monotonic()
-    for batch in loader:
+    for clean, noisy in training_pairs():
         share = min(1, seconds / limit)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * min(1, share / RISE) * (1 + math.cos(math.pi * share)) / 2
-        batch = batches.simulate(batch)
-        clean, noisy = (batch[key].to(device).float() / 255 for key in ("clean", "noisy"))
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16()):
             loss = model.loss(clean, noisy)
         optimizer.zero_grad()
