@@ -61,16 +61,14 @@ class DDPM(Denoiser):
         """Draw a clean image given a noisy one, both `[1, 3, H, W]` in [-1, 1]."""
         scheduler = SCHEDULERS[sampler].from_config(self.scheduler.config)
         if self.conditional:
-            scheduler.set_timesteps(steps, device=noisy.device)
+            scheduler.set_timesteps(steps)
             timesteps = scheduler.timesteps
             x_t = torch.randn(noisy.shape, generator=generator, device=noisy.device)
         else:
             start = self.matching_timestep(noisy)
             num_timesteps = len(scheduler.alphas_cumprod)
             # so many steps of the whole walk that about `steps` are left from the start on
-            scheduler.set_timesteps(
-                min(num_timesteps, round(steps * num_timesteps / (start + 1))), device=noisy.device
-            )
+            scheduler.set_timesteps(min(num_timesteps, round(steps * num_timesteps / (start + 1))))
             timesteps = scheduler.timesteps[scheduler.timesteps <= start]
             x_t = scheduler.alphas_cumprod[timesteps[0]].sqrt() * noisy
         for t in timesteps:
