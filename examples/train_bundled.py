@@ -34,7 +34,7 @@ from gdd_diffusers.data.layouts import load_clean
 WARM_UP = 150  # steps
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--clean_dir", action="append", required=True, help="Clean photographs to simulate noise on. Repeatable.")
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     add("--num_workers", type=int, default=14, help="Processes that prepare batches.")
     add("--seed", type=int, default=0, help="Of the order of the data, and the noise.")
     add("--device", default="cuda")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.weights and len(args.weights) != len(args.clean_dir):
         parser.error("--weights needs one number for each --clean_dir.")
     args.optimizer = "muon"

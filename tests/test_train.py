@@ -39,6 +39,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train  # noqa: E402
+import train_bundled  # noqa: E402
 from training import curves  # noqa: E402
 from training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, save_pipeline  # noqa: E402
 from training.data import load_data  # noqa: E402
@@ -983,3 +984,16 @@ def test_of_what_a_worker_met_only_the_sentence_is_printed_and_no_worker_is_left
     (said,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
     assert said.startswith("train.py: 2 of 5 images cannot be read, which is more than 1%: ")
     assert "Traceback" not in output
+
+
+def test_both_bundled_networks_are_trained_on_the_same_batches(tmp_path):
+    for i in range(2):
+        Image.effect_noise((48, 40), 50).convert("RGB").save(tmp_path / f"{i}.png")
+    command = f"--clean_dir {tmp_path} --output_dir {tmp_path}/trained --minutes 0.03 --device cpu"
+    train_bundled.main(
+        train_bundled.parse_args([*command.split(), "--batch_size", "2", "--crop_size", "32", "--num_workers", "0"])
+    )
+    for name in ("gdd-small", "gdd-fast"):
+        before, after = (RealDenoisePipeline.from_pretrained(n).unet for n in (name, tmp_path / "trained" / name))
+        changed = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+        assert any(changed)
