@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive, default=384, help="Crops per step.")
     add("--crop_size", type=positive, default=160, help="Pixels.")
     add("--learning_rate", type=float, default=1e-3, help="At its peak.")
-    add("--num_workers", type=int, default=14, help="Processes that prepare batches.")
+    add("--num_workers", type=int, default=6, help="Processes that prepare batches.")
     add("--seed", type=int, default=0, help="Of the order of the data, and the noise.")
     add("--device", default="cuda")
     args = parser.parse_args(argv)
