@@ -296,7 +296,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
         plan: dict[str, Any] = {"tile_size": tile_size, "multiple": self.spatial_multiple}
         if self._in_bands:
-            num_tiles = sum(-(-max(size) // plan_bands(*size, **plan)[1]) for size in sizes)
+            num_tiles = sum(-(-height // plan_bands(width, **plan)) for height, width in sizes)
         else:
             plan["overlap"] = self.config.tile_overlap if self.config.tile_size else 0
             num_tiles = sum(count_tiles(*size, **plan) for size in sizes)
@@ -323,8 +323,8 @@ class RealDenoisePipeline(DiffusionPipeline):
 
                 for i, t in enumerate(scheduler.timesteps):
 
-                    def predict(bands, dim, t=t):
-                        for model_output in self.unet.forward_bands(map(fold, bands), t.to(device), dim):
+                    def predict(bands, t=t):
+                        for model_output in self.unet.forward_bands(map(fold, bands), t.to(device)):
                             if walk.interrupt:
                                 return
                             yield unfold(model_output)
