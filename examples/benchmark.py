@@ -5,7 +5,8 @@
     python examples/benchmark.py --megapixels 12  # without the 100-megapixel image
     python examples/benchmark.py --model gdd-small gdd-fast --dtype float32 bfloat16
 
-Prints tables. Times are medians of interleaved runs, with the smallest and the largest in parentheses.
+Prints tables. Times are medians of interleaved runs, with the smallest and the largest in parentheses. It uses a CUDA
+GPU if there is one, and leaves the command out where it is not installed.
 """
 
 import argparse
@@ -63,45 +64,60 @@ def noisy_photograph(megapixels: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def pipeline_against_network(pipes: dict[str, RealDenoisePipeline], image: np.ndarray, runs: int):
+def pipeline_against_network(pipes: dict[str, RealDenoisePipeline], sizes: list[int], runs: int):
     """Time whole calls of the pipelines, calls of their networks alone, on a tile, and a matrix product."""
-    megapixels = image.shape[0] * image.shape[1] / 1e6
-    timestep = torch.tensor(1000.0)
+    device = next(iter(pipes.values())).device
+    on_gpu = device.type == "cuda"
+    images = {megapixels: noisy_photograph(megapixels) for megapixels in sizes}
+    timestep = torch.tensor(1000.0, device=device)
     tiles, flops, times = {}, {}, {}
+    memory = dict.fromkeys(itertools.product(pipes, sizes), 0.0)
     for name, pipe in pipes.items():
-        side = pipe.config.tile_size or 512
-        tile = F.pixel_unshuffle(torch.rand(1, 3, side, side), pipe.config.pixel_unshuffle)
+        side = 4096 if on_gpu else pipe.config.tile_size or 512
+        tile = F.pixel_unshuffle(torch.rand(1, 3, side, side, device=device), pipe.config.pixel_unshuffle)
         tiles[name] = tile.to(pipe.unet.dtype, memory_format=torch.channels_last)  # as in the pipeline
         with FlopCounterMode(display=False) as counter:
             pipe.unet(tiles[name], timestep)
         flops[name] = counter.get_total_flops() / side**2
-        times[name] = {"product": [], "network": [], "pipeline": []}
+        times[name] = {key: [] for key in ("product", "network", *sizes)}
     for _ in range(runs):
         for name, pipe in pipes.items():
-            side = pipe.config.tile_size or 512
+            tile = tiles[name]
             with keep_freed_memory():  # as the pipeline does
-                matrix = torch.rand(4096, 4096, dtype=pipe.unet.dtype)
-                times[name]["product"].append(seconds(lambda m=matrix: m @ m) / (2 * 4096**3))
-                network = seconds(lambda pipe=pipe, tile=tiles[name]: pipe.unet(tile, timestep), repeat=4)
-            times[name]["network"].append(network / (side**2 / 1e6))
-            whole = seconds(lambda pipe=pipe: pipe(image, num_inference_steps=1, output_type="np"))
-            times[name]["pipeline"].append(whole / megapixels)
+                matrix = torch.rand(*[16384 if on_gpu else 4096] * 2, dtype=pipe.unet.dtype, device=device)
+                product = seconds(lambda m=matrix: m @ m, repeat=4) / (2 * len(matrix) ** 3)
+                network = seconds(lambda pipe=pipe, tile=tile: pipe.unet(tile, timestep), repeat=4)
+            times[name]["product"].append(product)
+            times[name]["network"].append(network / (tile.numel() / 3e6))
+            for megapixels, image in images.items():
+                if on_gpu:
+                    torch.cuda.reset_peak_memory_stats()
+                whole = seconds(lambda pipe=pipe, image=image: pipe(image, num_inference_steps=1, output_type="np"))
+                times[name][megapixels].append(whole / megapixels)
+                if on_gpu:
+                    memory[name, megapixels] = torch.cuda.max_memory_allocated() / 1e6
     rows = []
-    for name, of_model in times.items():
-        product, network = (statistics.median(of_model[key]) for key in ("product", "network"))
-        share = flops[name] / (network / 1e6) * product
-        overhead = [a / b for a, b in zip(of_model["pipeline"], of_model["network"], strict=True)]
-        row = [f"{flops[name] / 1e3:.0f}", f"{1e-9 / product:.0f}", f"{1 / network:.2f}", f"{share:.0%}"]
-        rows.append([name, *row, f"{1 / statistics.median(of_model['pipeline']):.2f}", spread(overhead)])
+    for (name, megapixels), peak in memory.items():
+        product, network, pipeline = (times[name][key] for key in ("product", "network", megapixels))
+        rate, network_rate = (1 / statistics.median(values) for values in (product, network))
+        row = [name, f"{flops[name] / 1e3:.0f}", f"{rate / 1e9:.0f}", f"{network_rate:.2f}"]
+        row += [f"{flops[name] * 1e6 * network_rate / rate:.0%}", f"{megapixels}"]
+        overhead = [a / b for a, b in zip(pipeline, network, strict=True)]
+        row += [f"{1 / statistics.median(pipeline):.2f}", spread(overhead)]
+        rows.append(row + [f"{peak:.0f}"] * on_gpu)
     header = ["", "kFLOP per pixel", "matrix product, GFLOP/s", "network, Mpx/s", "of the product's rate"]
-    header += [f"pipeline on {megapixels:.0f} Mpx, Mpx/s", "pipeline / network, time"]
+    header += ["image, Mpx", "pipeline, Mpx/s", "pipeline / network, time"] + ["peak GPU MB"] * on_gpu
     print(f"\n## One step\n\n{markdown_table(header, rows)}")
 
 
 def seconds(function, repeat: int = 1) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(repeat):
         function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / repeat
 
 
@@ -159,16 +175,19 @@ def start_up(runs: int):
 
 
 def main(args):
-    threads = f"{torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads}")
-    start_up(args.runs)
-    denoise_command(args)  # before this process takes much memory, which is counted with that of the commands
+    on_gpu = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
+    print(f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if Path(GDD).exists():
+        start_up(args.runs)
+        denoise_command(args)  # before this process takes much memory, which is counted with that of the commands
     pipes = {}
     for model, dtype in itertools.product(args.model, args.dtype):
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, dtype))
         pipe.set_progress_bar_config(disable=True)
-        pipes[f"{model or DEFAULT_MODEL}, {dtype}"] = pipe
-    pipeline_against_network(pipes, noisy_photograph(min(args.megapixels)), args.runs)
+        pipes[f"{model or DEFAULT_MODEL}, {dtype}"] = pipe.to("cuda" if on_gpu else "cpu")
+    sizes = args.megapixels if on_gpu else [min(args.megapixels)]
+    pipeline_against_network(pipes, sizes, args.runs)
 
 
 if __name__ == "__main__":

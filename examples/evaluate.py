@@ -29,7 +29,7 @@ try:
     from evaluation import report
     from evaluation.benchmarks import ImageSet, load_data, write_submission
     from evaluation.card import load_card, write_card
-    from evaluation.peers import load_peer
+    from evaluation.peers import load_peer, short_name, weights_file
     from evaluation.results import NOISY_INPUT, Method, Results, measure, runner, slug
 except ImportError as error:
     sys.exit(f"evaluate.py: {error}; install the extra: pip install 'gdd-diffusers[eval]'")
@@ -75,8 +75,8 @@ def parse_args(argv=None):
         nargs="*",
         default=[],
         metavar="PEER",
-        help="bm3d (free for non-commercial use only), nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS or "
-        "spandrel:ARCHITECTURE:WEIGHTS.",
+        help="bm3d (free for non-commercial use only), nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS, "
+        "spandrel:ARCHITECTURE:WEIGHTS or rival:FOLDER.",
     )
     add("--extra_metrics", nargs="*", default=[], metavar="METRIC", help="Of pyiqa: lpips, niqe, ...")
     add = parser.add_argument_group("what to write").add_argument
@@ -107,12 +107,12 @@ def load_methods(args, device: torch.device) -> list[Method]:
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, args.dtype)).to(device)
         pipe.set_progress_bar_config(disable=True)
         methods += pipeline_methods(pipe, model or label, label if labels.count(label) == 1 else model, args)
-    short_names = [peer.rpartition(":")[0] if peer.count(":") > 1 else peer for peer in args.compare]
+    short_names = [short_name(peer) for peer in args.compare]
     for peer, name in zip(args.compare, short_names, strict=True):
         denoise, takes_sigma = load_peer(peer, device)
-        weights = peer.removeprefix(f"{name}:") if name != peer else None
+        weights = weights_file(peer)
         name = name if short_names.count(name) == 1 else peer
-        fingerprint = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else ""
+        fingerprint = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else ""
         dtype = "float64" if peer == "bm3d" else "float32"
         sigmas = {"blind": ", blind", "true": ", true sigma", "best": ", best sigma"} if takes_sigma else {None: ""}
         methods += [Method(name + suffix, denoise, sigma, dtype, fingerprint) for sigma, suffix in sigmas.items()]

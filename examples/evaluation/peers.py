@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import rivals
 import torch
 from skimage.restoration import denoise_nl_means, denoise_wavelet, estimate_sigma
 
@@ -24,7 +25,8 @@ MIN_SIGMA = 0.1 / 255  # below this there is nothing to remove, and some peers d
 
 def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
     """
-    Load a denoiser: `bm3d`, `nlm`, `wavelet`, `ffdnet`, `deepinv:CLASS:WEIGHTS` or `spandrel:ARCHITECTURE:WEIGHTS`.
+    Load a denoiser: `bm3d`, `nlm`, `wavelet`, `ffdnet`, `deepinv:CLASS:WEIGHTS`, `spandrel:ARCHITECTURE:WEIGHTS`, or
+    `rival:FOLDER` and `rival:FOLDER:OPTION=VALUE,...`, which examples/rivals/train.py has trained.
 
     BM3D is free for non-commercial use only; FFDNet's package is under the GPL.
 
@@ -52,10 +54,12 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
         return _denoiser(network, device), True
 
     library, *rest = name.split(":", 2)
+    if library == "rival" and rest:
+        return _rival(name, device, *rest), False
     if library not in ("deepinv", "spandrel") or len(rest) != 2:
         raise ValueError(
-            "--compare knows bm3d, nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS and spandrel:ARCHITECTURE:WEIGHTS, "
-            f"not {name!r}."
+            "--compare knows bm3d, nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS, spandrel:ARCHITECTURE:WEIGHTS and "
+            f"rival:FOLDER, not {name!r}."
         )
     architecture, weights = rest
     module = "deepinv.models" if library == "deepinv" else library
@@ -81,6 +85,22 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
     if network.architecture.name.lower() != architecture.lower():
         raise ValueError(f"{weights} is a model of {network.architecture.name}, not of {architecture}.")
     return _denoiser(network, device), False
+
+
+def short_name(name: str) -> str:
+    """Return what tables call a peer: its name without the path of the weights."""
+    library, *rest = name.split(":", 2)
+    if library == "rival" and rest:
+        return " ".join([Path(rest[0]).name, *(f"({options})" for options in rest[1:])])
+    return ":".join([library, *rest[:1]])
+
+
+def weights_file(name: str) -> Path | None:
+    """Return the file of weights that a peer's name tells."""
+    library, *rest = name.split(":", 2)
+    if library == "rival" and rest:
+        return Path(rest[0]) / "model.safetensors"
+    return Path(rest[1]) if len(rest) == 2 else None
 
 
 def blind_sigma(noisy: np.ndarray) -> float:
@@ -114,6 +134,22 @@ def _import(name: str, remedy: str):
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"{name.partition('.')[0]} cannot be imported ({error}). {remedy}") from error
+
+
+def _rival(name: str, device: torch.device, folder: str, options: str = "") -> Callable:
+    if not weights_file(name).is_file():
+        raise FileNotFoundError(f"There is no file {weights_file(name)} (for --compare {name}).")
+    model = rivals.load(folder).to(device)
+    pairs = [option.partition("=")[::2] for option in options.split(",") if option]
+    arguments = {key: int(value) if value.isdecimal() else value for key, value in pairs}
+    known = [*inspect.signature(model.denoise).parameters][1:]
+    if unknown := arguments.keys() - known:
+        raise ValueError(f"{name}: there is no option {unknown.pop()}; known are: {', '.join(known) or 'none'}.")
+
+    def denoise(image):
+        return model.denoise(pixels_to_tensor(image)[None], **arguments)[0].movedim(0, -1).numpy()
+
+    return denoise
 
 
 def _denoiser(network, device: torch.device) -> Callable:

@@ -294,15 +294,18 @@ class RealDenoisePipeline(DiffusionPipeline):
         images = preprocess(image)
         sizes = [tuple(tensor.shape[-2:]) for tensor in images]
         tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
+        device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
+        if self._in_bands and device.type == "cuda":  # which small bands would not keep busy
+            pixel = 64 * self.unet.config.block_out_channels[0] * dtype.itemsize / factor**2  # bytes, generously
+            tile_size = max(tile_size, min(4096, int((torch.cuda.mem_get_info(device)[0] / pixel) ** 0.5)))
         plan: dict[str, Any] = {"tile_size": tile_size, "multiple": self.spatial_multiple}
         if self._in_bands:
-            num_tiles = sum(-(-max(size) // plan_bands(*size, **plan)[1]) for size in sizes)
+            num_tiles = sum(-(-height // plan_bands(width, **plan)) for height, width in sizes)
         else:
             plan["overlap"] = self.config.tile_overlap if self.config.tile_size else 0
             num_tiles = sum(count_tiles(*size, **plan) for size in sizes)
 
         # 4. Walk, one batch of images of equal size after another
-        device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
         channels = self.unet.config.in_channels // factor**2
         outputs: list[torch.Tensor] = []
         progress_bar = self.progress_bar(total=num_tiles * num_timesteps)
@@ -310,10 +313,10 @@ class RealDenoisePipeline(DiffusionPipeline):
 
             def fold(tiles):
                 bar.update(len(tiles))
-                return F.pixel_unshuffle(tiles, factor).to(device, dtype, memory_format=torch.channels_last)
+                return F.pixel_unshuffle(tiles.to(device), factor).to(dtype, memory_format=torch.channels_last)
 
             def unfold(model_output):
-                return F.pixel_shuffle(model_output.to("cpu", torch.float32), factor)
+                return F.pixel_shuffle(model_output.float(), factor).cpu()
 
             for (height, width), group in groupby(images, key=lambda tensor: tuple(tensor.shape[-2:])):
                 batch = list(group)
@@ -323,8 +326,8 @@ class RealDenoisePipeline(DiffusionPipeline):
 
                 for i, t in enumerate(scheduler.timesteps):
 
-                    def predict(bands, dim, t=t):
-                        for model_output in self.unet.forward_bands(map(fold, bands), t.to(device), dim):
+                    def predict(bands, t=t):
+                        for model_output in self.unet.forward_bands(map(fold, bands), t.to(device)):
                             if walk.interrupt:
                                 return
                             yield unfold(model_output)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 
-def plan_bands(height: int, width: int, tile_size: int, multiple: int = 1) -> tuple[int, int]:
+def plan_bands(width: int, tile_size: int, multiple: int = 1) -> int:
     """
-    Return how to cut an image into bands: in which dimension, that of the longer side, and into how many rows, a
-    multiple of `multiple`.
+    Return the number of rows of the bands to cut an image into, a multiple of `multiple`.
 
     A band has half as many pixels as a tile of `tile_size` x `tile_size`: as much again is in memory for the rows that
     some layers have done and others wait for.
@@ -17,18 +16,16 @@ def plan_bands(height: int, width: int, tile_size: int, multiple: int = 1) -> tu
         ```py
         >>> from gdd_diffusers.tiling import plan_bands
 
-        >>> plan_bands(3000, 4000, tile_size=1024, multiple=16)
-        (-1, 160)
+        >>> plan_bands(4000, tile_size=1024, multiple=16)
+        128
 
         ```
     """
-    # of much fewer rows, those that every layer keeps of the band before would be a large part
-    num_rows = max(8, tile_size**2 // (2 * min(height, width) * multiple)) * multiple
-    return (-2 if height >= width else -1), num_rows
+    return max(4, tile_size**2 // (2 * width * multiple)) * multiple
 
 
 def apply_in_bands_(
-    predict: Callable[[Iterable[torch.Tensor], int], Iterable[torch.Tensor]],
+    predict: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]],
     function: Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor],
     image: torch.Tensor,
     tile_size: int,
@@ -38,21 +35,20 @@ def apply_in_bands_(
     Replace `image` by `function` of what a network predicts from it, band by band, in place.
 
     Args:
-        predict: Called with bands `[N, C, h, W]` of some of the images, and the dimension in which they are cut.
-            Yields predictions for the same rows in bands of any height, none before it has read these rows.
+        predict: Called with bands `[N, C, h, W]` of some of the images. Yields predictions for the same rows in bands
+            of any height, none before it has read these rows.
         function: Called with a prediction and its place in `image`, an index. Returns the new pixels.
         image (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
         tile_size, multiple: See [`plan_bands`]. Images smaller than a band are batched up to its number of pixels.
     """
-    height, width = image.shape[-2:]
-    dim, num_rows = plan_bands(height, width, tile_size, multiple)
+    num_rows = plan_bands(image.shape[-1], tile_size, multiple)
     batch_size = max(1, tile_size**2 // image[0, 0].numel())
     for first in range(0, len(image), batch_size):
         done = 0
         batch = image[first : first + batch_size]
-        for prediction in predict(batch.split(num_rows, dim), dim):
-            rows = slice(done, done + prediction.shape[dim])
-            place = (slice(first, first + batch_size), slice(None), *((rows,) if dim == -2 else (slice(None), rows)))
+        for prediction in predict(batch.split(num_rows, -2)):
+            rows = slice(done, done + prediction.shape[-2])
+            place = (slice(first, first + batch_size), slice(None), rows)
             image[place] = function(prediction, place)
             done = rows.stop
 

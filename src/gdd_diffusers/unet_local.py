@@ -1,10 +1,15 @@
 """A UNet2DModel whose output pixels depend on a neighbourhood only, so that an image can go through it in bands."""
 
+import copy
 import functools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain, pairwise
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401 - diffusers looks ModelMixin up in the module of a model
 from diffusers.models import modeling_utils
 from diffusers.models.resnet import ResnetBlock2D
@@ -13,9 +18,6 @@ from torch import nn
 
 # diffusers warns that `to(dtype)` rounds what should stay in float32, which Float32Conv2d prevents
 modeling_utils.logger.addFilter(lambda record: "in LocalUNet2DModel that should be kept in float32" not in record.msg)
-
-# bands of an image, each with whether it is the last one
-Bands = Iterator[tuple[torch.Tensor, bool]]
 
 
 class Float32Conv2d(nn.Conv2d):
@@ -133,109 +135,95 @@ class LocalUNet2DModel(UNet2DModel):
             radius = max(radius, position - first, last - position)
         return radius
 
-    def forward_bands(
-        self, bands: Iterable[torch.Tensor], timestep: torch.Tensor | float, dim: int = -2
-    ) -> Iterator[torch.Tensor]:
+    def forward_bands(self, bands: Iterable[torch.Tensor], timestep: torch.Tensor | float) -> Iterator[torch.Tensor]:
         """
         Apply the network to an image that comes in bands, and yield the output in bands.
 
-        The result is that of [`~.forward`] on the whole image, to float rounding. Each layer keeps the few rows that
-        it needs of the band before, so that no activation of the whole image is ever in memory, and next to nothing is
-        computed twice.
+        The result is that of [`~.forward`] on the whole image, to float rounding. Each convolution keeps the rows that
+        it needs of the band before, so nothing is computed twice, and no activation of the whole image is ever in
+        memory.
 
         Args:
             bands: Tensors `[B, C, h, W]` that make up the sample `[B, C, H, W]`; each h is a multiple of
                 [`~.spatial_multiple`].
             timestep (`torch.Tensor` or `float`): As for [`~.forward`].
-            dim (`int`, defaults to -2): The dimension in which the image is cut into bands.
 
         Yields:
             `torch.Tensor` of shape `[B, C, h, W]`: Bands of the output, whose heights differ from those of the input.
         """
         timesteps = torch.as_tensor(timestep, device=self.device).expand(1)
         emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+        convs = {module: BandConv2d(module) for module in self.modules() if isinstance(module, nn.Conv2d)}
+        # outputs of layers, and inputs of residual blocks, that wait for what they are joined with
+        outputs: dict[Any, deque[torch.Tensor]] = defaultdict(deque)
+        residuals: dict[Any, deque[torch.Tensor]] = defaultdict(deque)
 
-        def resnet(layer: nn.Module, sample: Bands) -> Bands:
-            return _apply_to_bands(lambda band: layer(band, emb), sample, dim, halo=2)  # two 3x3 convolutions
+        def resnet(layer: Any, sample: torch.Tensor, is_last: bool) -> torch.Tensor:
+            residuals[layer].append(sample if layer.conv_shortcut is None else layer.conv_shortcut(sample))
+            sample = convs[layer.conv1](layer.nonlinearity(sample), is_last)
+            sample += layer.time_emb_proj(layer.nonlinearity(emb))[:, :, None, None]
+            sample = convs[layer.conv2](layer.dropout(layer.nonlinearity(sample)), is_last)
+            for rows, band in take_rows(residuals[layer], sample.shape[-2]):
+                sample[:, :, rows] += band
+            return sample
 
-        skips: list[deque[tuple[torch.Tensor, bool]]] = []  # bands that wait for the way up
+        def forward(sample: torch.Tensor, is_last: bool) -> torch.Tensor:
+            sample = convs[self.conv_in](sample, is_last)
+            skips = [self.conv_in]
+            outputs[self.conv_in].append(sample)
+            for block in self.down_blocks:
+                for layer in [*block.resnets, *(block.downsamplers or [])]:
+                    if layer in block.resnets:
+                        sample = resnet(layer, sample, is_last)
+                    else:
+                        sample = convs[layer.conv](sample, is_last)
+                    skips.append(layer)
+                    outputs[layer].append(sample)
+            for layer in self.mid_block.resnets if self.mid_block is not None else []:
+                sample = resnet(layer, sample, is_last)
+            for block in self.up_blocks:
+                for layer in block.resnets:
+                    skip = [band for _, band in take_rows(outputs[skips.pop()], sample.shape[-2])]
+                    sample = resnet(layer, torch.cat([sample, torch.cat(skip, -2)], 1), is_last)
+                for layer in block.upsamplers or []:
+                    sample = convs[layer.conv](F.interpolate(sample, scale_factor=2.0), is_last)
+            return convs[self.conv_out](self.conv_act(sample), is_last)
 
-        def keep_skip(sample: Bands) -> Bands:
-            skips.append(deque())
-            return _copy_to(skips[-1], sample)
-
-        sample = keep_skip(_apply_to_bands(self.conv_in, _mark_last(bands), dim))
-        for block in self.down_blocks:
-            for layer in block.resnets:
-                sample = keep_skip(resnet(layer, sample))
-            for layer in block.downsamplers or []:
-                sample = keep_skip(_apply_to_bands(layer, sample, dim, stride=2))
-        for layer in self.mid_block.resnets if self.mid_block is not None else []:
-            sample = resnet(layer, sample)
-        for block in self.up_blocks:
-            for layer in block.resnets:
-                sample = resnet(layer, _concatenate_channels(sample, skips.pop(), dim))
-            for layer in block.upsamplers or []:
-                sample = _apply_to_bands(layer, sample, dim, scale=2)
-        sample = _apply_to_bands(lambda band: self.conv_out(self.conv_act(band)), sample, dim)
-        return (band for band, _ in sample)
-
-
-def _mark_last(bands: Iterable[torch.Tensor]) -> Bands:
-    bands = iter(bands)
-    band = next(bands, None)
-    while band is not None:
-        following = next(bands, None)
-        yield band, following is None
-        band = following
-
-
-def _copy_to(skip: deque, bands: Bands) -> Bands:
-    for band in bands:
-        skip.append(band)
-        yield band
-        del band
+        for band, following in pairwise(chain[Any](bands, [None])):
+            with suppress(NoRowsYet):
+                yield forward(band, following is None)
 
 
-def _apply_to_bands(
-    function: Callable[[torch.Tensor], torch.Tensor],
-    bands: Bands,
-    dim: int,
-    halo: int = 1,
-    stride: int = 1,
-    scale: int = 1,
-) -> Bands:
-    """
-    Apply layers that see `halo` rows to each side, and that leave out `stride` - 1 of `stride` rows or repeat each
-    `scale` times.
-    """
-    held, start, done = None, 0, 0  # rows that are still needed, the first one's number, output rows done so far
-    for band, is_last in bands:
-        held = band if held is None else torch.cat([held, band], dim)
-        del band  # while this waits at its yield, it must not hold what the next layers have no use for
-        seen = start + held.shape[dim]
-        end = (seen if is_last else seen - halo) // stride * scale  # output rows that no later band can change
-        if end > done:
-            output = function(held).narrow(dim, done - start // stride * scale, end - done)
-            keep = max(0, end // scale * stride - halo) // stride * stride
-            held, start, done = held.narrow(dim, keep - start, seen - keep).clone(), keep, end
-            yield output, is_last
-            del output
+class NoRowsYet(Exception):
+    """A convolution needs more rows before it can return any."""
 
 
-def _concatenate_channels(sample: Bands, skip: deque, dim: int) -> Bands:
-    """Concatenate the channels of bands on the way up and of those that wait for them, which have other heights."""
-    a = b = None
-    while True:
-        if a is None:
-            a, a_is_last = next(sample)
-        if b is None:
-            b, b_is_last = skip.popleft()
-        size = min(a.shape[dim], b.shape[dim])
-        is_last = a_is_last and b_is_last and a.shape[dim] == b.shape[dim]
-        band = torch.cat([a.narrow(dim, 0, size), b.narrow(dim, 0, size)], 1)
-        a, b = (x.narrow(dim, size, x.shape[dim] - size) if x.shape[dim] > size else None for x in (a, b))
-        yield band, is_last
-        if is_last:
-            return
-        del band
+class BandConv2d:
+    """Convolve an image that comes in bands. Rows that the next band needs are kept."""
+
+    def __init__(self, conv: nn.Conv2d):
+        self.conv = copy.copy(conv)  # with the same weights
+        self.conv.padding = (0, 1)  # of 3x3
+        self.kept: torch.Tensor | None = None
+
+    def __call__(self, band: torch.Tensor, is_last: bool) -> torch.Tensor:
+        border = torch.zeros_like(band[:, :, :1])  # of the image
+        band = torch.cat([border if self.kept is None else self.kept, band, *[border] * is_last], -2)
+        stride = self.conv.stride[0]
+        num_rows = (band.shape[-2] - 3) // stride + 1  # of the output
+        self.kept = band[:, :, max(0, num_rows) * stride :].clone()
+        if num_rows < 1:
+            raise NoRowsYet
+        return self.conv(band)
+
+
+def take_rows(queue: deque[torch.Tensor], num_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Take the first rows of the bands in a queue, in pieces, each with its place among them."""
+    start = 0
+    while start < num_rows:
+        band = queue.popleft()
+        rows = slice(start, min(start + band.shape[-2], num_rows))
+        if band.shape[-2] > rows.stop - start:
+            queue.appendleft(band[:, :, rows.stop - start :])
+        yield rows, band[:, :, : rows.stop - start]
+        start = rows.stop
