@@ -139,29 +139,8 @@ def loss_of(trainee: Trainee, batch: dict, target: torch.Tensor | None = None) -
     return losses.charbonnier(x0_hat, target, losses.noise_weight(clean, noisy)), x0_hat.detach()
 
 
-def compile_network(trainee: Trainee, batch: dict):
-    """
-    Compile a network, unless its gradients then differ from those without: for bfloat16 on a CPU, torch 2.13 compiles
-    a backward pass in which most of them are zero.
-    """
-
-    def gradients() -> torch.Tensor:
-        loss_of(trainee, batch)[0].backward()
-        gradients = torch.cat([parameter.grad.flatten() for parameter in trainee.unet.parameters()])
-        trainee.optimizer.zero_grad()
-        return gradients
-
-    expected = gradients()
-    trainee.unet.compile()
-    difference = ((gradients() - expected).norm() / expected.norm()).item()
-    print(f"{trainee.name}: compiled, its gradients differ by {difference:.1%}", flush=True)
-    if not difference < 0.05:
-        trainee.unet._compiled_call_impl = None
-        print(f"{trainee.name} is not compiled.", flush=True)
-
-
 def measure(batches: TrainingBatches, trainees: list[Trainee]):
-    """Print what the parts of a step take, as compiled."""
+    """Print what the parts of a step take."""
     item = batches[0]
     batch = batches.simulate(item)
 
@@ -194,9 +173,6 @@ def main(args: argparse.Namespace):
     batches = build_batches(args)
     small, fast = Trainee("gdd-small", args), Trainee("gdd-fast", args)
     if args.device == "cuda":
-        batch = batches.simulate(batches[0])
-        for trainee in (small, fast):
-            compile_network(trainee, batch)
         measure(batches, [small, fast])
 
     pixels, line = args.batch_size * args.crop_size**2, {}

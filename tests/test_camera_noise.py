@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gdd_diffusers.data import camera_noise, cameras
+from gdd_diffusers.data import camera_noise
 from gdd_diffusers.data.camera_noise import CameraNoise
 from gdd_diffusers.metrics import psnr
 
@@ -270,15 +270,3 @@ def test_photographs_that_do_not_fit_are_refused(clean, message):
 def test_an_iso_that_cannot_be_is_refused(iso):
     with pytest.raises(ValueError, match="iso must be a positive number"):
         CameraNoise("phone")(scenes(1, 16), iso=iso)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_compiled_for_a_gpu_the_noise_is_the_same(monkeypatch):
-    photographs = torch.rand(24, 3, 64, 64, device="cuda")
-
-    def noisy():
-        return CameraNoise()(photographs, torch.Generator("cuda").manual_seed(0))[1]
-
-    compiled = noisy()
-    monkeypatch.setattr(cameras, "HAS_TRITON", False)
-    assert (compiled - noisy()).abs().mean() < 1e-3

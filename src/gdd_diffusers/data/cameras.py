@@ -1,34 +1,6 @@
 """The cameras that `CameraNoise` simulates: the ranges of their properties, and the random numbers drawn from them."""
 
-import functools
-import importlib.util
-from collections.abc import Callable
-
 import torch
-
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def compiled_on_gpu(function: Callable) -> Callable:
-    """
-    Compile a function of tensors by `torch.compile` when its first argument is on a GPU.
-
-    There every operation of the simulator is a pass through memory, and compiled, many become one. Without Triton,
-    which writes the compiled code, the function runs as it is.
-    """
-
-    @functools.cache
-    def compiled():
-        return torch.compile(function, dynamic=True)
-
-    @functools.wraps(function)
-    def call(x, *args):
-        if not x.is_cuda or torch.compiler.is_compiling() or not HAS_TRITON:
-            return function(x, *args)
-        return compiled()(x, *args)
-
-    return call
 
 
 # Range (low, high) of each property, for "phone" and for "camera". Every image of a batch draws its own camera from
@@ -91,7 +63,11 @@ class Draw:
 
     def tukey(self, shape, lam):
         """Tukey's lambda distribution, scaled to unit variance."""
-        return _tukey(torch.rand(shape, **self.source).to(self.device), lam)
+        u = torch.rand(shape, **self.source).to(self.device).clamp(1e-6, 1 - 1e-6)
+        # At lambda = 0 the formulas below are limits, and near it they lose their digits.
+        lam = torch.where(lam.abs() < 0.03, 0.03, lam)
+        variance = 2 / lam**2 * (1 / (1 + 2 * lam) - (2 * torch.lgamma(lam + 1) - torch.lgamma(2 * lam + 2)).exp())
+        return power(u, lam).sub_(power(1 - u, lam)).div_(lam * variance.sqrt())
 
     def camera(self, presets):
         """Every property of a camera of one of the presets for each image."""
@@ -103,16 +79,6 @@ class Draw:
         values = low + (high - low) * torch.rand(low.shape, **self.source).to(self.device)
         values[in_log] = values[in_log].exp()
         return dict(zip(RANGES, values.unflatten(1, self.size), strict=True))
-
-
-@compiled_on_gpu
-def _tukey(u, lam):
-    """Make uniform numbers of [0, 1) follow Tukey's lambda distribution, scaled to unit variance."""
-    u = u.clamp(1e-6, 1 - 1e-6)
-    # At lambda = 0 the formulas below are limits, and near it they lose their digits.
-    lam = torch.where(lam.abs() < 0.03, 0.03, lam)
-    variance = 2 / lam**2 * (1 / (1 + 2 * lam) - (2 * torch.lgamma(lam + 1) - torch.lgamma(2 * lam + 2)).exp())
-    return power(u, lam).sub_(power(1 - u, lam)).div_(lam * variance.sqrt())
 
 
 def power(x, exponent):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .cameras import compiled_on_gpu, power, select
+from .cameras import power, select
 from .jpeg import RGB_TO_YCBCR, YCBCR_TO_RGB, jpeg_round_trip, transform_channels
 
 
@@ -33,7 +33,6 @@ def colour_matrix(p, draw):
     return torch.lerp(torch.eye(3).to(matrix), matrix, p["colour_matrix"].squeeze(1))
 
 
-@compiled_on_gpu
 def unprocess(clean, p, gain, rgb_to_camera, low_pass):
     """From sRGB to raw values: the inverse of `develop` and of the white balance, after the lens and the exposure."""
     linear = srgb_decode(s_curve(clean, 1 / p["contrast"]))
@@ -44,12 +43,10 @@ def unprocess(clean, p, gain, rgb_to_camera, low_pass):
     return camera * torch.maximum(white + (1 - white) / gain, 1 / gain)
 
 
-@compiled_on_gpu
 def develop(linear, contrast):
     return s_curve(srgb_encode(linear.clamp(0, 1)), contrast)
 
 
-@compiled_on_gpu
 def mean_developed(linear, noisy, variance, contrast):
     """
     The mean of many developed files.
@@ -108,7 +105,6 @@ def zoom(x, factor):
     return zoomed
 
 
-@compiled_on_gpu
 def denoise_and_sharpen(pairs, p):
     """
     Shrink an à trous wavelet transform of luma and chroma as Wiener filters do, and amplify its finest scale.

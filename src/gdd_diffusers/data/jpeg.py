@@ -3,8 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from .cameras import compiled_on_gpu
-
 
 RGB_TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 YCBCR_TO_RGB = torch.linalg.inv(RGB_TO_YCBCR)
@@ -74,7 +72,6 @@ def transform_channels(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (matrix.to(x) @ x.flatten(-2)).view_as(x)
 
 
-@compiled_on_gpu
 def _through_blocks(plane, table, quality):
     """Quantise the cosine transform of each block of 8x8 values in [-128, 127]."""
     quality = quality.to(plane)[:, None]

@@ -5,8 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .cameras import compiled_on_gpu
-
 
 def expose(light, p, draw):
     """
@@ -20,24 +18,16 @@ def expose(light, p, draw):
 
 
 def add_noise(raw, p, draw):
-    shot_noise = draw.normal(raw.shape)
-    # Read noise has heavier tails than a Gaussian, and each row has its own offset (Wei et al., "A physics-based noise
-    # formation model for extreme low-light raw denoising", CVPR 2020).
-    read_noise = draw.tukey(raw.shape, p["tail"])
-    return _record(raw, p, shot_noise, read_noise, draw.normal((len(raw), 1, raw.shape[2], 1)))
-
-
-@compiled_on_gpu
-def _record(raw, p, shot_noise, read_noise, row_noise):
     steps = 2 ** p["bits"]
     read = p["read"].sqrt()
-    noisy = raw + (p["shot"] * raw).sqrt_().mul_(shot_noise)
-    noisy.addcmul_(read, read_noise)
-    noisy.addcmul_(read * p["row"], row_noise)
+    noisy = raw + (p["shot"] * raw).sqrt_().mul_(draw.normal(raw.shape))
+    # Read noise has heavier tails than a Gaussian, and each row has its own offset (Wei et al., "A physics-based noise
+    # formation model for extreme low-light raw denoising", CVPR 2020).
+    noisy.addcmul_(read, draw.tukey(raw.shape, p["tail"]))
+    noisy.addcmul_(read * p["row"], draw.normal((len(raw), 1, raw.shape[2], 1)))
     return torch.maximum(noisy.mul_(steps).round_().div_(steps), p["black"]).clamp_(max=1)
 
 
-@compiled_on_gpu
 def mean_recorded(raw, p):
     """
     The mean of `add_noise`, all noise taken for Gaussian. Of a normal variable with mean x and standard deviation s
@@ -62,7 +52,6 @@ def bayer_masks(size, draw):
     return torch.cat([red, 1 - red - blue, blue], 1)
 
 
-@compiled_on_gpu
 def demosaic(mosaic, masks, malvar):
     """
     Fill in the colours that each pixel lacks from its 5x5 neighbourhood: the mean of the nearest pixels of that
