@@ -55,7 +55,7 @@ def parse_args(argv=None):
         metavar="NAME:PATH[#LIST][@NOISE:LEVEL]",
         help="Repeatable. Folders of pairs, PolyU, CC, SIDD, DND or hub:REPO, see docs/measuring.md; "
         "#my-gdd/held_out.txt takes the images that a file names; @gaussian:25, @phone:1600, @camera:6400 or "
-        "@mixed:3200 add noise to clean images, @none leaves them clean.",
+        "@mixed:3200 add noise to clean images, @grey-gaussian:25 and so on do it in grey, @none leaves them clean.",
     )
     add("--max_pictures", type=int, help="How many images of each test set to use, evenly spaced.")
     add = parser.add_argument_group("models of this package").add_argument

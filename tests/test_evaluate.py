@@ -185,7 +185,7 @@ def test_image_that_cannot_be_read_is_named(pairs):
 
 
 def test_noise_on_clean_images_is_the_same_in_every_run(tmp_path):
-    clean = np.full((64, 64, 3), 128, np.uint8)
+    clean = np.full((64, 64, 3), (128, 120, 100), np.uint8)
     for name in ("a", "b"):
         Image.fromarray(clean).save(tmp_path / f"{name}.png")
     noisy, same = load_data(f"mine:{tmp_path}@gaussian:10").load(0)
@@ -194,6 +194,47 @@ def test_noise_on_clean_images_is_the_same_in_every_run(tmp_path):
     np.testing.assert_array_equal(load_data(f"mine:{tmp_path}@gaussian:10").load(0)[0], noisy)
     # another image gets other noise
     assert (load_data(f"mine:{tmp_path}@gaussian:10").load(1)[0] != noisy).any()
+
+
+def test_grey_images_stay_grey_and_get_grey_noise(tmp_path):
+    clean = make_pair(0, 96, 96)[1]
+    for folder, image in (("colour", Image.fromarray(clean)), ("grey", Image.fromarray(clean).convert("L"))):
+        (tmp_path / folder).mkdir()
+        image.save(tmp_path / folder / "a.png")
+    for spec, low, high in (
+        ("grey@none", 0, 0),
+        ("grey@gaussian:10", 9.5, 10.5),  # a mean over three channels would have reduced it
+        ("colour@grey-gaussian:10", 9.5, 10.5),
+        ("grey@phone:1600", 3, 30),
+        ("colour@grey-phone:1600", 3, 30),
+    ):
+        noisy, truth = load_data(f"mine:{tmp_path}/{spec}").load(0)
+        assert noisy.shape == truth.shape == (96, 96, 1)
+        assert low <= (noisy.astype(float) - truth).std() <= high, spec
+        if "phone" not in spec:
+            np.testing.assert_array_equal(truth[..., 0], np.asarray(Image.fromarray(clean).convert("L")))
+    noisy, truth = load_data(f"mine:{tmp_path}/colour@gaussian:10").load(0)
+    assert noisy.shape == truth.shape == (96, 96, 3)
+
+
+def test_grey_pairs_are_measured_in_one_channel(pairs, model, tmp_path):
+    """By all methods, and in files and sheets; with equal channels the figures would be the same."""
+    args = ["--model", model, "--steps", 1, "--compare", "bm3d", "wavelet", "nlm", "ffdnet", "--max_pictures", 1]
+    run("--data", f"mine:{pairs}@grey-gaussian:20", *args, "--output_dir", tmp_path / "out")
+    methods = read_methods(tmp_path / "out")
+    noisy, clean = load_data(f"mine:{pairs}@grey-gaussian:20").load(0)
+    expected = [metric(*map(as_tensor, (noisy, clean))).item() for metric in (psnr, ssim, ssim_matlab)]
+    figures = methods["noisy input"]["figures"]
+    np.testing.assert_allclose([figures[k] for k in ("psnr", "ssim", "ssim_matlab")], expected, rtol=1e-6)
+    for name in ("bm3d", "wavelet", "nlm", "ffdnet"):
+        # told the level, they know it: noise taken for colour noise would keep most of its strength
+        assert methods[f"{name}, true sigma"]["figures"]["gain"] > 4, name
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    denoised = pipe(as_tensor(noisy), num_inference_steps=1, output_type="pt").images
+    assert methods["tiny, 1 step"]["figures"]["psnr"] == pytest.approx(
+        psnr(denoised, as_tensor(clean)).item(), rel=1e-4
+    )
+    assert Image.open(tmp_path / "out" / "sheet-mine.png").size > (100, 100)
 
 
 @pytest.mark.parametrize("camera", ["phone", "camera"])

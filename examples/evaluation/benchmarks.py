@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import scipy.io
 import torch
+from PIL import Image
 
 from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
 from gdd_diffusers.data.layouts import (
@@ -41,7 +42,7 @@ class ImageSet:
         name: What tables call it.
         names: A unique name of each image that is valid as a file name.
         load: Returns the noisy image with that index and its ground truth (`None` where the benchmark withholds it):
-            [H, W, 3], uint8, or float32 in [0, 1] for DND.
+            [H, W, 3], or [H, W, 1] where both are grey; uint8, or float32 in [0, 1] for DND.
         files: Their files, if the test set has one for each image.
         min_side: Reads how many pixels the shorter side of that image has, if the test set does not fix it.
         sigma: The standard deviation of the noise in [0, 1], if it is known.
@@ -73,22 +74,24 @@ def load_data(spec: str) -> ImageSet:
     | any of them `@gaussian:25` | its clean images with Gaussian noise of sigma 25/255 |
     | any of them `@phone:1600` | its clean images through [`CameraNoise`] with that preset and ISO |
     | any of them `@none` | its clean images as they are, to see whether a denoiser leaves them alone |
+    | any of them `@grey-gaussian:25`, `@grey-phone:1600`, ... | the same in grey |
 
     Noise is seeded by the image's name, so it is the same in every run. It is rounded to 8 bits and clipped, as in a
-    file, which tables of Gaussian denoising in the literature mostly do not do.
+    file, which tables of Gaussian denoising in the literature mostly do not do. Clean images that are grey get grey
+    noise; that of a camera is what is left of its colour noise when the file is turned grey.
 
     Raises:
         ValueError: If the description cannot be parsed, an image has no partner, or a `.mat` file lacks its variable.
         FileNotFoundError: If the folder does not exist or has no known layout.
     """
-    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@([a-z]+)(?::(\d+(?:\.\d+)?))?)?", spec)
+    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@(grey-)?([a-z]+)(?::(\d+(?:\.\d+)?))?)?", spec)
     if match is None:
         raise ValueError(f"--data is NAME:PATH[#LIST][@NOISE:LEVEL], not {spec!r}.")
-    name, path, list_file, noise, level = match.groups()
+    name, path, list_file, grey, noise, level = match.groups()
     if noise and (noise not in ("none", "gaussian", *CAMERAS) or (noise == "none") != (level is None)):
         raise ValueError(
             f"The noise in --data {spec} must be @none, @gaussian:SIGMA or @CAMERA:ISO with one of the cameras "
-            f"{', '.join(CAMERAS)}."
+            f"{', '.join(CAMERAS)}; for grey images, @grey-gaussian:SIGMA and so on."
         )
     if path.startswith("hub:"):
         dataset = _load_hub(path.removeprefix("hub:"))
@@ -103,7 +106,7 @@ def load_data(spec: str) -> ImageSet:
         images = _from_folder(name, Path(path), clean_only=noise is not None)
     if list_file:
         images = _listed(images, Path(list_file))
-    return _with_noise(images, noise, level) if noise else images
+    return _with_noise(images, noise, level, grey is not None) if noise else images
 
 
 def _listed(images: ImageSet, list_file: Path) -> ImageSet:
@@ -171,7 +174,7 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
             raise OSError(f"{file} cannot be read: {error}") from error
 
     def load(i):
-        return read(i, "noisy", decode) if "noisy" in columns else None, read(i, "clean", decode)
+        return (None, *_one_channel_if_grey(*(read(i, column, decode) for column in columns)))[-2:]
 
     def read_size(cell):
         with open_cell(cell) as image:
@@ -190,22 +193,35 @@ def _load_hub(repo: str) -> datasets.Dataset:
     return load_hub_dataset(repo, split or splits[0])
 
 
-def _with_noise(images: ImageSet, noise: str, level: str | None) -> ImageSet:
+def _with_noise(images: ImageSet, noise: str, level: str | None, grey: bool) -> ImageSet:
     if images.submission:
         raise ValueError(f"{images.name} has no clean images to add noise to.")
     simulator = CameraNoise(noise) if noise in CAMERAS else None
     sigma = {"none": 0.0, "gaussian": float(level or 0) / 255}.get(noise)
 
     def load(i):
-        clean = pixels_to_tensor(images.load(i)[1])[None]
+        (pixels,) = _one_channel_if_grey(images.load(i)[1])
+        clean = pixels_to_tensor(_to_grey(pixels) if grey else pixels)[None]
         generator = torch.Generator().manual_seed(zlib.crc32(images.names[i].encode()))
         if simulator is None:
             noisy = clean + torch.randn(clean.shape, generator=generator) * sigma
-        else:
-            clean, noisy = simulator(clean, generator, float(level))
-        return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
+            return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
+        pair = simulator(clean.expand(-1, 3, -1, -1), generator, float(level))
+        noisy, recorded = (tensor_to_pixels(image[0]) for image in reversed(pair))
+        return (noisy, recorded) if clean.shape[1] == 3 else (_to_grey(noisy), _to_grey(recorded))
 
     return replace(images, load=load, sigma=sigma)
+
+
+def _one_channel_if_grey(*images: np.ndarray) -> list[np.ndarray]:
+    """Reduce images [H, W, C] whose channels are equal to [H, W, 1], all of them or none."""
+    grey = all((pixels == pixels[..., :1]).all() for pixels in images)
+    return [pixels[..., :1] if grey else pixels for pixels in images]
+
+
+def _to_grey(pixels: np.ndarray) -> np.ndarray:
+    """Convert uint8 [H, W, C] to its luma, [H, W, 1]."""
+    return pixels if pixels.shape[-1] == 1 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
 def write_submission(images: ImageSet, results: Iterable[np.ndarray], folder: Path, seconds_per_megapixel: float):

@@ -206,11 +206,14 @@ def write_sheet(images: dict[str, dict[str, np.ndarray]], file: Path):
     """
     Write crops of the images where the results differ most.
 
-    `images` holds for each image its versions by name, uint8 [H, W, 3]: noisy, each method's result, clean.
+    `images` holds for each image its versions by name, uint8 [H, W, C]: noisy, each method's result, clean.
     """
     blocks = []
     for image, versions in images.items():
-        versions = {name.replace(", ", "\n", 1): Image.fromarray(pixels) for name, pixels in versions.items()}
+        versions = {
+            name.replace(", ", "\n", 1): Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+            for name, pixels in versions.items()
+        }
         _, *results, last = versions.values()
         width, height = (min(SHEET_CROP, side) for side in last.size)
         (left, top), difference = most_different(results, width, height)
