@@ -146,6 +146,9 @@ def test_hub_data_set(tmp_path):
     dataset.rename_column("clean", "gt").to_parquet(tmp_path / "other" / "test.parquet")
     with pytest.raises(ValueError, match="no image column 'clean'; its columns are noisy, gt"):
         load_data(f"mine:hub:{tmp_path}/other")
+    (tmp_path / "single").mkdir()
+    dataset.select_columns("clean").rename_column("clean", "img").to_parquet(tmp_path / "single" / "test.parquet")
+    np.testing.assert_array_equal(load_data(f"mine:hub:{tmp_path}/single@none").load(0)[1], clean)
 
 
 @pytest.mark.parametrize("column", ["noisy", "clean"])
@@ -467,6 +470,15 @@ def test_results_that_are_no_image_are_refused(denoise, message):
     noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0))
     with pytest.raises(ValueError, match=message):
         measure(Method("broken", denoise), runner(noisy, set()), noisy, clean, None, {"psnr": psnr}, CPU)
+
+
+def test_metric_that_fails_on_an_image_is_named():
+    def needs_256_px(result, clean):
+        raise AssertionError("too small")
+
+    noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0, 32, 32))
+    with pytest.raises(ValueError, match="lpips cannot measure an image of 32 x 32 pixels: too small"):
+        measure(Method("any", lambda x: x), runner(noisy, set()), noisy, clean, None, {"lpips": needs_256_px}, CPU)
 
 
 # runs

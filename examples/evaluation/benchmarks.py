@@ -19,6 +19,7 @@ from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
 from gdd_diffusers.data.layouts import (
     UNREADABLE,
     decode,
+    load_cifar10,
     load_clean,
     load_hub_dataset,
     load_pairs,
@@ -29,6 +30,7 @@ from gdd_diffusers.data.matlab_files import open_dnd, open_sidd_blocks
 from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
 
 
+NAMED = {"cifar10": "cifar10:hub:uoft-cs/cifar10:test"}  # what --data NAME stands for
 DND_CROPS = 20  # of each image, by the rules of the benchmark
 CAMERAS = (*PRESETS, "mixed")
 
@@ -69,12 +71,15 @@ def load_data(spec: str) -> ImageSet:
     | SIDD validation | `ValidationNoisyBlocksSrgb.mat` and `ValidationGtBlocksSrgb.mat` |
     | SIDD benchmark | `BenchmarkNoisyBlocksSrgb.mat` |
     | DND | `info.mat` and `images_srgb/` |
-    | `hub:REPO` or `hub:REPO:SPLIT` | a dataset on the Hub with image columns `noisy` and `clean` |
+    | CIFAR-10 | `test_batch`, of its Python files |
+    | `hub:REPO` or `hub:REPO:SPLIT` | a dataset on the Hub with image columns `noisy` and `clean`, or with one |
     | any of them `#LIST` | the images that a text file names, a line each, as train.py writes `held_out.txt` |
     | any of them `@gaussian:25` | its clean images with Gaussian noise of sigma 25/255 |
     | any of them `@phone:1600` | its clean images through [`CameraNoise`] with that preset and ISO |
     | any of them `@none` | its clean images as they are, to see whether a denoiser leaves them alone |
     | any of them `@grey-gaussian:25`, `@grey-phone:1600`, ... | the same in grey |
+
+    `cifar10` alone is the test split of CIFAR-10 on the Hub.
 
     Noise is seeded by the image's name, so it is the same in every run. It is rounded to 8 bits and clipped, as in a
     file, which tables of Gaussian denoising in the literature mostly do not do. Clean images that are grey get grey
@@ -84,7 +89,9 @@ def load_data(spec: str) -> ImageSet:
         ValueError: If the description cannot be parsed, an image has no partner, or a `.mat` file lacks its variable.
         FileNotFoundError: If the folder does not exist or has no known layout.
     """
-    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@(grey-)?([a-z]+)(?::(\d+(?:\.\d+)?))?)?", spec)
+    name, at, noise = spec.partition("@")
+    described = NAMED.get(name, name) + at + noise
+    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@(grey-)?([a-z]+)(?::(\d+(?:\.\d+)?))?)?", described)
     if match is None:
         raise ValueError(f"--data is NAME:PATH[#LIST][@NOISE:LEVEL], not {spec!r}.")
     name, path, list_file, grey, noise, level = match.groups()
@@ -143,6 +150,8 @@ def _from_folder(name: str, folder: Path, clean_only: bool) -> ImageSet:
     if (folder / "info.mat").exists():
         names, load = open_dnd(folder)
         return ImageSet(name, names, lambda i: (load(i), None), submission="dnd")
+    if (folder / "test_batch").exists() and clean_only:
+        return _from_dataset(name, load_cifar10(folder, "test_batch"))
     if (folder / "noisy").is_dir() and not clean_only:
         return _from_dataset(name, load_pairs(folder / "noisy", folder / "clean"))
     if clean_only and (folder / "clean").is_dir():

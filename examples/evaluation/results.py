@@ -141,7 +141,13 @@ def measure(
     figures = {"megapixels": noisy.shape[0] * noisy.shape[1] / 1e6, "sigma": sigma} | cost
     figures["seconds"] += seconds
     images = [x if x is None else pixels_to_tensor(x).expand(3, -1, -1)[None].to(device) for x in (result, clean)]
-    return figures | {name: metric(*images).item() for name, metric in metrics.items()}, result
+    for name, metric in metrics.items():
+        try:
+            figures[name] = metric(*images).item()
+        except Exception as error:  # of pyiqa's metrics, some need images of a certain size
+            height, width = noisy.shape[:2]
+            raise ValueError(f"{name} cannot measure an image of {width} x {height} pixels: {error}") from error
+    return figures, result
 
 
 class Results:

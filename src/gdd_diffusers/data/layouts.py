@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from ..files import pictures_in
+from .cifar_files import read_cifar_batches
 from .matlab_files import open_sidd_blocks
 
 
@@ -131,6 +132,13 @@ def load_sidd_validation(folder: str | Path) -> datasets.Dataset:
     return _to_dataset([name.split("_")[0] for name in names], {"noisy": noisy, "clean": clean})
 
 
+def load_cifar10(folder: str | Path, batches: str = "data_batch_*") -> datasets.Dataset:
+    """Load the images of CIFAR-10's Python files into memory, as PNG files; each is a scene of its own."""
+    images = read_cifar_batches(folder, batches)
+    cells = [{"bytes": to_png(image), "path": f"{i:05d}.png"} for i, image in enumerate(images)]
+    return _to_dataset(list(range(len(images))), {"clean": cells})
+
+
 def load_polyu(folder: str | Path) -> datasets.Dataset:
     """
     Load crops of PolyU (Xu et al., 2018) or CC (Nam et al., 2016): `..._bicycle_10_real.JPG` beside `..._mean.JPG`.
@@ -174,6 +182,7 @@ LAYOUTS = {
     "sidd-validation": load_sidd_validation,
     "polyu": load_polyu,
     "cc": load_polyu,
+    "cifar10": load_cifar10,
     "scenes": load_scenes,
 }
 
@@ -184,17 +193,21 @@ def load_hub_dataset(
     """
     Load a dataset from the Hub or a folder, such as `examples/prepare_data.py` writes.
 
-    The column of noisy images may be missing if it is the default. `streaming` reads the rows without storing them.
+    The column of noisy images may be missing if it is the default. The only image column may have any name, if
+    `clean_column` is the default. `streaming` reads the rows without storing them.
 
     Raises:
         ValueError: If a column is missing or holds no images.
     """
     dataset = datasets.load_dataset(name, split=split, streaming=streaming)
+    image_columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if clean_column == "clean" not in image_columns and len(image_columns) == 1 and image_columns != [noisy_column]:
+        (clean_column,) = image_columns
     columns = {clean_column: "clean"}
     if noisy_column in dataset.features or noisy_column != "noisy":
         columns[noisy_column] = "noisy"
     for column in columns:
-        if not isinstance(dataset.features.get(column), datasets.Image):
+        if column not in image_columns:
             raise ValueError(f"{name} has no image column {column!r}; its columns are {', '.join(dataset.features)}.")
     dataset = dataset.select_columns([*columns, *({"scene"} & dataset.features.keys())])
     for column in columns:  # otherwise renaming would decode every image of a stream
