@@ -26,7 +26,7 @@ from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.comparison import most_different
 from gdd_diffusers.hub import model_card
 from gdd_diffusers.image_processor import pixels_to_tensor
-from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
+from gdd_diffusers.metrics import psnr, psnr_fitted, psnr_texture, ssim, ssim_matlab, ssim_texture
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -129,6 +129,73 @@ def test_crops_of_polyu_and_cc(tmp_path):
     (tmp_path / "Canon_1_mean.png").unlink()
     with pytest.raises(ValueError, match=r"Canon_1_real.png has no partner Canon_1_mean.png"):
         load_data(f"polyu:{tmp_path}")
+
+
+def test_low_light_and_medical_data_sets_as_they_are_distributed(tmp_path):
+    noisy, clean = (Image.fromarray(image) for image in make_pair(0))
+    for folder, names in (
+        ("renoir/Mi3_Aligned/Batch_001", ("IMG_0001Reference.bmp", "IMG_0002Noisy.bmp", "IMG_0004Full.bmp")),
+        ("oct-2012/1", ("1_Averaged Image.tif", "1_Raw Image.tif")),
+        ("oct-2013/1", ("average.tif", "test.tif")),
+        ("fmd/Confocal_MICE", ("gt/1/avg50.png", "raw/1/a.png")),
+    ):
+        for name, image in zip(names, (clean, noisy, clean), strict=False):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / folder / name)
+        images = load_data(f"set:{tmp_path}/{folder.split('/')[0]}")
+        np.testing.assert_array_equal(images.load(0), make_pair(0))
+        assert len(images.names) == 1
+    (tmp_path / "fmd" / "Confocal_MICE" / "raw").rename(tmp_path / "fmd" / "Confocal_MICE" / "avg2")
+    np.testing.assert_array_equal(load_data(f"set:{tmp_path}/fmd/Confocal_MICE/avg2").load(0), make_pair(0))
+
+
+def test_arrays_of_w2s_are_scaled_by_the_noisy_one(tmp_path):
+    rng = np.random.default_rng(0)
+    clean = rng.normal(0, 1, (20, 24)).astype(np.float32)  # as distributed: of mean 0 and standard deviation 1
+    for level, strength in (("avg1", 1), ("avg4", 0.5), ("avg400", 0)):
+        (tmp_path / level).mkdir()
+        np.save(tmp_path / level / "001_0.npy", clean + strength * rng.normal(0, 1, clean.shape).astype(np.float32))
+    for path in (tmp_path, tmp_path / "avg4"):
+        images = load_data(f"w2s:{path}")
+        noisy, truth = images.load(0)
+        assert images.names == ["001_0"] and noisy.shape == truth.shape == (20, 24, 1)
+        assert noisy.min() == 0 and noisy.max() == 1 and truth.min() >= 0 and truth.max() <= 1
+        raw = np.load(tmp_path / ("avg4" if path.name == "avg4" else "avg1") / "001_0.npy")
+        np.testing.assert_allclose(truth[..., 0], ((clean - raw.min()) / np.ptp(raw)).clip(0, 1), atol=1e-6)
+    np.save(tmp_path / "avg400" / "001_0.npy", np.array([{"any": "object"}]))
+    with pytest.raises(OSError, match=r"avg400/001_0.npy cannot be read"):
+        images.load(0)
+    (tmp_path / "avg1" / "001_0.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="There is no .npy file of W2S in .*avg1"):
+        load_data(f"w2s:{tmp_path}")
+
+
+def test_grey_pairs_keep_16_bits(pairs, model, tmp_path):
+    folder = tmp_path / "deep"
+    for name, image in zip(("noisy", "clean"), make_pair(0), strict=True):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(image[..., 0].astype(np.uint16) * 16 + 2000).save(folder / name / "a.png")
+    for actual, image in zip(load_data(f"deep:{folder}").load(0), make_pair(0), strict=True):
+        np.testing.assert_array_equal(actual, image[..., :1].astype(np.uint16) * 16 + 2000)
+    run("--data", f"deep:{folder}", "--model", model, "--steps", 1, "--output_dir", tmp_path / "out")
+    noisy, clean = (as_tensor(image) for image in load_data(f"deep:{folder}").load(0))
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    expected = psnr(pipe(noisy, num_inference_steps=1, output_type="pt").images, clean).item()
+    assert read_methods(tmp_path / "out")["tiny, 1 step"]["figures"]["psnr"] == pytest.approx(expected, rel=1e-4)
+    assert Image.open(tmp_path / "out" / "sheet-deep.png").size > (100, 100)
+
+
+def test_metrics_of_our_own_by_name(pairs, model, tmp_path, capsys):
+    metrics = ["psnr_fitted", "psnr_texture", "ssim_texture"]
+    args = ["--model", model, "--steps", 1, "--extra_metrics", *metrics, "--output_dir", tmp_path]
+    run("--data", f"mine:{pairs}", *args)
+    figures = read_methods(tmp_path)["noisy input"]["figures"]
+    expected = [
+        np.mean([metric(*map(as_tensor, make_pair(i))).item() for i in range(3)])
+        for metric in (psnr_fitted, psnr_texture, ssim_texture)
+    ]
+    assert [figures[name] for name in metrics] == pytest.approx(expected)
+    assert "PSNR, gain and offset fitted | PSNR, texture | SSIM, texture |" in capsys.readouterr().out
 
 
 def test_hub_data_set(tmp_path):

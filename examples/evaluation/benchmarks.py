@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -16,15 +17,17 @@ import torch
 from PIL import Image
 
 from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
+from gdd_diffusers.data.decoding import UNREADABLE, decode, open_cell
 from gdd_diffusers.data.layouts import (
-    UNREADABLE,
-    decode,
+    FMD_LEVELS,
     load_cifar10,
     load_clean,
+    load_fmd,
     load_hub_dataset,
+    load_oct,
     load_pairs,
     load_polyu,
-    open_cell,
+    load_scenes,
 )
 from gdd_diffusers.data.matlab_files import open_dnd, open_sidd_blocks
 from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
@@ -33,6 +36,13 @@ from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
 NAMED = {"cifar10": "cifar10:hub:uoft-cs/cifar10:test"}  # what --data NAME stands for
 DND_CROPS = 20  # of each image, by the rules of the benchmark
 CAMERAS = (*PRESETS, "mixed")
+# Files by which a layout is known
+KNOWN_FILES = {
+    "*_real.*": load_polyu,
+    "*Reference.bmp": load_scenes,
+    "*_Averaged Image.tif": load_oct,
+    "average.tif": load_oct,
+}
 
 
 @dataclass
@@ -44,7 +54,7 @@ class ImageSet:
         name: What tables call it.
         names: A unique name of each image that is valid as a file name.
         load: Returns the noisy image with that index and its ground truth (`None` where the benchmark withholds it):
-            [H, W, 3], or [H, W, 1] where both are grey; uint8, or float32 in [0, 1] for DND.
+            [H, W, 3], or [H, W, 1] where both are grey; uint8, uint16 or float32 in [0, 1].
         files: Their files, if the test set has one for each image.
         min_side: Reads how many pixels the shorter side of that image has, if the test set does not fix it.
         sigma: The standard deviation of the noise in [0, 1], if it is known.
@@ -68,6 +78,10 @@ def load_data(spec: str) -> ImageSet:
     | --- | --- |
     | folder of pairs | `noisy/` and `clean/` with the same file names |
     | PolyU, CC | crops named `*_real.*` and `*_mean.*` in one folder |
+    | RENOIR | a folder for each scene: `*Noisy.bmp` and `*Reference.bmp` |
+    | OCT of Duke | a folder for each eye: `test.tif`, `average.tif`; or `*_Raw Image.tif`, `*_Averaged Image.tif` |
+    | FMD | `gt/` beside `raw/`; or the `avg2/` to `avg16/` of a sample |
+    | W2S | `avg400/` beside `avg1/`; or another of its levels |
     | SIDD validation | `ValidationNoisyBlocksSrgb.mat` and `ValidationGtBlocksSrgb.mat` |
     | SIDD benchmark | `BenchmarkNoisyBlocksSrgb.mat` |
     | DND | `info.mat` and `images_srgb/` |
@@ -156,12 +170,18 @@ def _from_folder(name: str, folder: Path, clean_only: bool) -> ImageSet:
         return _from_dataset(name, load_pairs(folder / "noisy", folder / "clean"))
     if clean_only and (folder / "clean").is_dir():
         return _from_dataset(name, load_clean(folder / "clean"))
-    if any(folder.rglob("*_real.*")):
-        return _from_dataset(name, load_polyu(folder))
+    for pattern, load in KNOWN_FILES.items():
+        if any(folder.rglob(pattern)):
+            return _from_dataset(name, load(folder))
+    levels = [level for level in (folder, *folder.rglob("raw")) if level.name in FMD_LEVELS]
+    if any((level.parent / "gt").is_dir() for level in levels):
+        return _from_dataset(name, load_fmd(folder))
+    if (folder / "avg400").is_dir() or (folder.parent / "avg400").is_dir():
+        return _open_w2s(name, folder if folder.name.startswith("avg") else folder / "avg1")
     if clean_only:
         return _from_dataset(name, load_clean(folder))
     raise FileNotFoundError(
-        f"{folder} holds neither noisy/ and clean/, nor *_real and *_mean crops, nor the .mat files of SIDD or DND. "
+        f"{folder} holds neither noisy/ and clean/ nor the files of a known data set, see docs/measuring.md. "
         f"If its images are clean, say what to do with them, as in {name}:{folder}@none."
     )
 
@@ -183,13 +203,34 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
             raise OSError(f"{file} cannot be read: {error}") from error
 
     def load(i):
-        return (None, *_one_channel_if_grey(*(read(i, column, decode) for column in columns)))[-2:]
+        pair = [read(i, column, partial(decode, grey_dtype=np.uint16)) for column in columns]
+        return (None, *_one_channel_if_grey(*pair))[-2:]
 
     def read_size(cell):
         with open_cell(cell) as image:
             return image.size
 
     return ImageSet(name, names, load, paths, lambda i: min(read(i, "clean", read_size)))
+
+
+def _open_w2s(name: str, level: Path) -> ImageSet:
+    """Open the arrays `avg1/001_0.npy` and `avg400/001_0.npy`, scaled such that the noisy one spans [0, 1]."""
+    files = sorted(level.glob("*.npy"))
+    if not files:
+        raise FileNotFoundError(f"There is no .npy file of W2S in {level}.")
+
+    def read(file):
+        try:
+            return np.load(file)[..., None].astype(np.float32)
+        except (OSError, ValueError, EOFError) as error:
+            raise OSError(f"{file} cannot be read: {error}") from error
+
+    def load(i):
+        noisy, clean = read(files[i]), read(level.parent / "avg400" / files[i].name)
+        low, high = noisy.min(), noisy.max()
+        return (noisy - low) / (high - low), ((clean - low) / (high - low)).clip(0, 1)
+
+    return ImageSet(name, [file.stem for file in files], load)
 
 
 def _load_hub(repo: str) -> datasets.Dataset:
@@ -229,7 +270,7 @@ def _one_channel_if_grey(*images: np.ndarray) -> list[np.ndarray]:
 
 
 def _to_grey(pixels: np.ndarray) -> np.ndarray:
-    """Convert uint8 [H, W, C] to its luma, [H, W, 1]."""
+    """Convert uint8 [H, W, 3] to its luma, [H, W, 1]; what is grey already stays."""
     return pixels if pixels.shape[-1] == 1 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
