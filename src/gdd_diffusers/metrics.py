@@ -19,7 +19,7 @@ tensor([1.], dtype=torch.float64)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -81,25 +81,26 @@ def psnr_texture(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Those are the blocks whose neighbouring pixels differ most, on average over the block. Denoisers that smooth
     texture away lose there what they win in even areas. An image needs at least one block (`ValueError` otherwise).
     """
-    pairs = (_textured_blocks(*pair) for pair in zip(*_to_double(a, b), strict=True))
-    return torch.cat([psnr(*(blocks.transpose(0, 1).flatten(1, 2)[None] for blocks in pair)) for pair in pairs])
+    images = ([x.transpose(0, 1).flatten(1, 2)[None] for x in pair] for pair in _textured_blocks(a, b))
+    return torch.cat([psnr(*pair) for pair in images])
 
 
 def ssim_texture(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the mean of [`ssim`] over the blocks that [`psnr_texture`] takes."""
-    pairs = (_textured_blocks(*pair) for pair in zip(*_to_double(a, b), strict=True))
-    return torch.stack([ssim(*pair).mean() for pair in pairs])
+    return torch.stack([ssim(*pair).mean() for pair in _textured_blocks(a, b)])
 
 
-def _textured_blocks(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
-    """Cut `[C, H, W]` to `[N, C, BLOCK, BLOCK]`, the tenth of the blocks in which `b` has most texture."""
+def _textured_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Yield the tenth of the blocks of each image in which `b` has most texture, of both: `[N, C, BLOCK, BLOCK]`."""
+    a, b = _to_double(a, b)
     if min(b.shape[-2:]) < BLOCK:
         raise ValueError(f"Texture needs images of at least 24 x 24 pixels, not {b.shape[-1]} x {b.shape[-2]}.")
-    a, b = (x.unfold(1, BLOCK, BLOCK).unfold(2, BLOCK, BLOCK).flatten(1, 2).transpose(0, 1) for x in (a, b))
-    grey = b.mean(1)
-    texture = grey.diff(dim=1).abs().mean((1, 2)) + grey.diff(dim=2).abs().mean((1, 2))
-    chosen = texture.topk(max(1, len(b) // 10)).indices
-    return [a[chosen], b[chosen]]
+    for pair in zip(a, b, strict=True):
+        blocks = [x.unfold(1, BLOCK, BLOCK).unfold(2, BLOCK, BLOCK).flatten(1, 2).transpose(0, 1) for x in pair]
+        grey = blocks[1].mean(1)
+        texture = grey.diff(dim=1).abs().mean((1, 2)) + grey.diff(dim=2).abs().mean((1, 2))
+        chosen = texture.topk(max(1, len(texture) // 10)).indices
+        yield [x[chosen] for x in blocks]
 
 
 def _to_double(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
