@@ -36,12 +36,13 @@ except ImportError as error:
 from options import HelpFormatter
 from tqdm.auto import tqdm
 
-from gdd_diffusers.image_processor import pixels_to_tensor
-from gdd_diffusers.metrics import WINDOW_SIZE, psnr, ssim, ssim_matlab
+from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
+from gdd_diffusers.metrics import WINDOW_SIZE, psnr, psnr_fitted, psnr_texture, ssim, ssim_matlab, ssim_texture
 from gdd_diffusers.pipeline_real_denoise import DEFAULT_MODEL, RealDenoisePipeline
 from gdd_diffusers.scheduling_interpolation import InterpolationScheduler
 
 
+OWN_METRICS = {"psnr_fitted": psnr_fitted, "psnr_texture": psnr_texture, "ssim_texture": ssim_texture}
 NUM_SHEET_CANDIDATES = 5  # images of each test set whose results are stored to choose crops from
 
 
@@ -55,7 +56,7 @@ def parse_args(argv=None):
         metavar="NAME:PATH[#LIST][@NOISE:LEVEL]",
         help="Repeatable. Folders of pairs, PolyU, CC, SIDD, DND or hub:REPO, see docs/measuring.md; "
         "#my-gdd/held_out.txt takes the images that a file names; @gaussian:25, @phone:1600, @camera:6400 or "
-        "@mixed:3200 add noise to clean images, @none leaves them clean.",
+        "@mixed:3200 add noise to clean images, @grey-gaussian:25 and so on do it in grey, @none leaves them clean.",
     )
     add("--max_pictures", type=int, help="How many images of each test set to use, evenly spaced.")
     add = parser.add_argument_group("models of this package").add_argument
@@ -78,7 +79,13 @@ def parse_args(argv=None):
         help="bm3d (free for non-commercial use only), nlm, wavelet, ffdnet, deepinv:CLASS:WEIGHTS, "
         "spandrel:ARCHITECTURE:WEIGHTS or rival:FOLDER.",
     )
-    add("--extra_metrics", nargs="*", default=[], metavar="METRIC", help="Of pyiqa: lpips, niqe, ...")
+    add(
+        "--extra_metrics",
+        nargs="*",
+        default=[],
+        metavar="METRIC",
+        help=f"{', '.join(OWN_METRICS)}, or of pyiqa: lpips, niqe, ...; see docs/measuring.md.",
+    )
     add = parser.add_argument_group("what to write").add_argument
     add("--output_dir", type=Path, default=Path("out/evaluate"), help="Tables, plots and crops.")
     add("--write_card", action="store_true", help="Write the figures into the cards of the models.")
@@ -150,6 +157,9 @@ def pipeline_methods(pipe: RealDenoisePipeline, model: str, label: str, args) ->
 def load_metrics(extra: list[str], device: torch.device) -> dict[str, Callable]:
     metrics = {"psnr": psnr, "ssim": ssim, "ssim_matlab": ssim_matlab}
     for name in extra:
+        if name in OWN_METRICS:
+            metrics[name] = OWN_METRICS[name]
+            continue
         try:
             import pyiqa
 
@@ -253,6 +263,7 @@ def write_sheet(methods: list[Method], results: Results, kept: list[int], file: 
     for i in kept:
         noisy, clean = results.load(i)
         denoised = {method.name: results.read_image(method, i) for method in methods}
+        noisy, clean = (tensor_to_pixels(pixels_to_tensor(pixels)) for pixels in (noisy, clean))  # 8 bits
         images[results.images.names[i]] = {NOISY_INPUT.name: noisy, **denoised, "clean": clean}
     report.write_sheet(images, file)
 

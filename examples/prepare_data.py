@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from gdd_diffusers.data import layouts
 from gdd_diffusers.data.batches import PairedImages
+from gdd_diffusers.data.decoding import image_size, to_png
 
 
 CARD = """---
@@ -130,7 +131,7 @@ def cut(images: PairedImages, row: int, tile: int) -> list[dict]:
     for top, left in itertools.product(tile_positions(height, tile), tile_positions(width, tile)):
         path = f"{Path(pixels['file']).stem}_{top}_{left}.png"
         crops = {name: pixels[name][top : top + tile, left : left + tile] for name in images.columns}
-        tiles.append({name: {"bytes": layouts.to_png(crop), "path": path} for name, crop in crops.items()})
+        tiles.append({name: {"bytes": to_png(crop), "path": path} for name, crop in crops.items()})
         tiles[-1]["scene"] = cells.get("scene", str(row))
     return tiles
 
@@ -142,7 +143,7 @@ def plan_files(images: PairedImages, args) -> list[list[int]]:
         if num_tiles >= args.tiles_per_file:
             files, num_tiles = [*files, []], 0
         files[-1].append(row)
-        size = layouts.image_size(images.dataset[row]["clean"]) or (0, 0)
+        size = image_size(images.dataset[row]["clean"]) or (0, 0)
         num_tiles += math.prod(math.ceil(side / args.tile_size) for side in size)
     return files
 

@@ -59,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
+        # models and datasets are one kind of repo here
+        path = path.replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             while size := int(self.rfile.readline(), 16):
@@ -120,16 +122,21 @@ class Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in files]
             self.answer({"id": name, "sha": sha, "private": repo.private, "siblings": siblings})
 
-    def tree(self, name, revision, body):
+    def tree(self, name, revision, folder, body):
         repo, _, files = self.find(name, revision)
         if repo:
-            entries = []
+            prefix, entries, folders = f"{folder}/" if folder else "", [], set()
             for path, content in files.items():
+                if not path.startswith(prefix):
+                    continue
+                if "recursive=false" in self.path and "/" in (rest := path.removeprefix(prefix)):
+                    folders.add(prefix + rest.partition("/")[0])
+                    continue
                 entry = {"type": "file", "path": path, "size": len(content), "oid": etag_of(path, content)}
                 if is_lfs(path):
                     entry["lfs"] = {"oid": etag_of(path, content), "size": len(content), "pointerSize": 134}
                 entries.append(entry)
-            self.answer(entries)
+            self.answer(entries + [{"type": "directory", "path": path, "oid": ""} for path in folders])
 
     def resolve(self, name, revision, path, body):
         repo, sha, files = self.find(name, revision)
@@ -215,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         r"/api/whoami-v2": whoami,
         rf"/api/models/{NAME}/preupload/(.+)": preupload,
         rf"/api/models/{NAME}/commit/(.+)": commit,
-        rf"/api/models/{NAME}/tree/([^/]+)": tree,
+        rf"/api/models/{NAME}/tree/([^/]+)(?:/(.+))?": tree,
         rf"/api/models/{NAME}(?:/revision/(.+))?": info,
         rf"/{NAME}/resolve/([^/]+)/(.+)": resolve,
         rf"/{NAME}\.git/info/lfs/objects/batch": lfs_batch,

@@ -26,7 +26,7 @@ from gdd_diffusers import InterpolationScheduler, RealDenoisePipeline
 from gdd_diffusers.comparison import most_different
 from gdd_diffusers.hub import model_card
 from gdd_diffusers.image_processor import pixels_to_tensor
-from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
+from gdd_diffusers.metrics import psnr, psnr_fitted, psnr_texture, ssim, ssim_matlab, ssim_texture
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -131,6 +131,73 @@ def test_crops_of_polyu_and_cc(tmp_path):
         load_data(f"polyu:{tmp_path}")
 
 
+def test_low_light_and_medical_data_sets_as_they_are_distributed(tmp_path):
+    noisy, clean = (Image.fromarray(image) for image in make_pair(0))
+    for folder, names in (
+        ("renoir/Mi3_Aligned/Batch_001", ("IMG_0001Reference.bmp", "IMG_0002Noisy.bmp", "IMG_0004Full.bmp")),
+        ("oct-2012/1", ("1_Averaged Image.tif", "1_Raw Image.tif")),
+        ("oct-2013/1", ("average.tif", "test.tif")),
+        ("fmd/Confocal_MICE", ("gt/1/avg50.png", "raw/1/a.png")),
+    ):
+        for name, image in zip(names, (clean, noisy, clean), strict=False):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / folder / name)
+        images = load_data(f"set:{tmp_path}/{folder.split('/')[0]}")
+        np.testing.assert_array_equal(images.load(0), make_pair(0))
+        assert len(images.names) == 1
+    (tmp_path / "fmd" / "Confocal_MICE" / "raw").rename(tmp_path / "fmd" / "Confocal_MICE" / "avg2")
+    np.testing.assert_array_equal(load_data(f"set:{tmp_path}/fmd/Confocal_MICE/avg2").load(0), make_pair(0))
+
+
+def test_arrays_of_w2s_are_scaled_by_the_noisy_one(tmp_path):
+    rng = np.random.default_rng(0)
+    clean = rng.normal(0, 1, (20, 24)).astype(np.float32)  # as distributed: of mean 0 and standard deviation 1
+    for level, strength in (("avg1", 1), ("avg4", 0.5), ("avg400", 0)):
+        (tmp_path / level).mkdir()
+        np.save(tmp_path / level / "001_0.npy", clean + strength * rng.normal(0, 1, clean.shape).astype(np.float32))
+    for path in (tmp_path, tmp_path / "avg4"):
+        images = load_data(f"w2s:{path}")
+        noisy, truth = images.load(0)
+        assert images.names == ["001_0"] and noisy.shape == truth.shape == (20, 24, 1)
+        assert noisy.min() == 0 and noisy.max() == 1 and truth.min() >= 0 and truth.max() <= 1
+        raw = np.load(tmp_path / ("avg4" if path.name == "avg4" else "avg1") / "001_0.npy")
+        np.testing.assert_allclose(truth[..., 0], ((clean - raw.min()) / np.ptp(raw)).clip(0, 1), atol=1e-6)
+    np.save(tmp_path / "avg400" / "001_0.npy", np.array([{"any": "object"}]))
+    with pytest.raises(OSError, match=r"avg400/001_0.npy cannot be read"):
+        images.load(0)
+    (tmp_path / "avg1" / "001_0.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="There is no .npy file of W2S in .*avg1"):
+        load_data(f"w2s:{tmp_path}")
+
+
+def test_grey_pairs_keep_16_bits(pairs, model, tmp_path):
+    folder = tmp_path / "deep"
+    for name, image in zip(("noisy", "clean"), make_pair(0), strict=True):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(image[..., 0].astype(np.uint16) * 16 + 2000).save(folder / name / "a.png")
+    for actual, image in zip(load_data(f"deep:{folder}").load(0), make_pair(0), strict=True):
+        np.testing.assert_array_equal(actual, image[..., :1].astype(np.uint16) * 16 + 2000)
+    run("--data", f"deep:{folder}", "--model", model, "--steps", 1, "--output_dir", tmp_path / "out")
+    noisy, clean = (as_tensor(image) for image in load_data(f"deep:{folder}").load(0))
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    expected = psnr(pipe(noisy, num_inference_steps=1, output_type="pt").images, clean).item()
+    assert read_methods(tmp_path / "out")["tiny, 1 step"]["figures"]["psnr"] == pytest.approx(expected, rel=1e-4)
+    assert Image.open(tmp_path / "out" / "sheet-deep.png").size > (100, 100)
+
+
+def test_metrics_of_our_own_by_name(pairs, model, tmp_path, capsys):
+    metrics = ["psnr_fitted", "psnr_texture", "ssim_texture"]
+    args = ["--model", model, "--steps", 1, "--extra_metrics", *metrics, "--output_dir", tmp_path]
+    run("--data", f"mine:{pairs}", *args)
+    figures = read_methods(tmp_path)["noisy input"]["figures"]
+    expected = [
+        np.mean([metric(*map(as_tensor, make_pair(i))).item() for i in range(3)])
+        for metric in (psnr_fitted, psnr_texture, ssim_texture)
+    ]
+    assert [figures[name] for name in metrics] == pytest.approx(expected)
+    assert "PSNR, gain and offset fitted | PSNR, texture | SSIM, texture |" in capsys.readouterr().out
+
+
 def test_hub_data_set(tmp_path):
     noisy, clean = make_pair(0)
     columns = {"noisy": [Image.fromarray(noisy)], "clean": [Image.fromarray(clean)]}
@@ -146,6 +213,9 @@ def test_hub_data_set(tmp_path):
     dataset.rename_column("clean", "gt").to_parquet(tmp_path / "other" / "test.parquet")
     with pytest.raises(ValueError, match="no image column 'clean'; its columns are noisy, gt"):
         load_data(f"mine:hub:{tmp_path}/other")
+    (tmp_path / "single").mkdir()
+    dataset.select_columns("clean").rename_column("clean", "img").to_parquet(tmp_path / "single" / "test.parquet")
+    np.testing.assert_array_equal(load_data(f"mine:hub:{tmp_path}/single@none").load(0)[1], clean)
 
 
 @pytest.mark.parametrize("column", ["noisy", "clean"])
@@ -185,7 +255,7 @@ def test_image_that_cannot_be_read_is_named(pairs):
 
 
 def test_noise_on_clean_images_is_the_same_in_every_run(tmp_path):
-    clean = np.full((64, 64, 3), 128, np.uint8)
+    clean = np.full((64, 64, 3), (128, 120, 100), np.uint8)
     for name in ("a", "b"):
         Image.fromarray(clean).save(tmp_path / f"{name}.png")
     noisy, same = load_data(f"mine:{tmp_path}@gaussian:10").load(0)
@@ -194,6 +264,47 @@ def test_noise_on_clean_images_is_the_same_in_every_run(tmp_path):
     np.testing.assert_array_equal(load_data(f"mine:{tmp_path}@gaussian:10").load(0)[0], noisy)
     # another image gets other noise
     assert (load_data(f"mine:{tmp_path}@gaussian:10").load(1)[0] != noisy).any()
+
+
+def test_grey_images_stay_grey_and_get_grey_noise(tmp_path):
+    clean = make_pair(0, 96, 96)[1]
+    for folder, image in (("colour", Image.fromarray(clean)), ("grey", Image.fromarray(clean).convert("L"))):
+        (tmp_path / folder).mkdir()
+        image.save(tmp_path / folder / "a.png")
+    for spec, low, high in (
+        ("grey@none", 0, 0),
+        ("grey@gaussian:10", 9.5, 10.5),  # a mean over three channels would have reduced it
+        ("colour@grey-gaussian:10", 9.5, 10.5),
+        ("grey@phone:1600", 3, 30),
+        ("colour@grey-phone:1600", 3, 30),
+    ):
+        noisy, truth = load_data(f"mine:{tmp_path}/{spec}").load(0)
+        assert noisy.shape == truth.shape == (96, 96, 1)
+        assert low <= (noisy.astype(float) - truth).std() <= high, spec
+        if "phone" not in spec:
+            np.testing.assert_array_equal(truth[..., 0], np.asarray(Image.fromarray(clean).convert("L")))
+    noisy, truth = load_data(f"mine:{tmp_path}/colour@gaussian:10").load(0)
+    assert noisy.shape == truth.shape == (96, 96, 3)
+
+
+def test_grey_pairs_are_measured_in_one_channel(pairs, model, tmp_path):
+    """By all methods, and in files and sheets; with equal channels the figures would be the same."""
+    args = ["--model", model, "--steps", 1, "--compare", "bm3d", "wavelet", "nlm", "ffdnet", "--max_pictures", 1]
+    run("--data", f"mine:{pairs}@grey-gaussian:20", *args, "--output_dir", tmp_path / "out")
+    methods = read_methods(tmp_path / "out")
+    noisy, clean = load_data(f"mine:{pairs}@grey-gaussian:20").load(0)
+    expected = [metric(*map(as_tensor, (noisy, clean))).item() for metric in (psnr, ssim, ssim_matlab)]
+    figures = methods["noisy input"]["figures"]
+    np.testing.assert_allclose([figures[k] for k in ("psnr", "ssim", "ssim_matlab")], expected, rtol=1e-6)
+    for name in ("bm3d", "wavelet", "nlm", "ffdnet"):
+        # told the level, they know it: noise taken for colour noise would keep most of its strength
+        assert methods[f"{name}, true sigma"]["figures"]["gain"] > 4, name
+    pipe = RealDenoisePipeline.from_pretrained(model)
+    denoised = pipe(as_tensor(noisy), num_inference_steps=1, output_type="pt").images
+    assert methods["tiny, 1 step"]["figures"]["psnr"] == pytest.approx(
+        psnr(denoised, as_tensor(clean)).item(), rel=1e-4
+    )
+    assert Image.open(tmp_path / "out" / "sheet-mine.png").size > (100, 100)
 
 
 @pytest.mark.parametrize("camera", ["phone", "camera"])
@@ -426,6 +537,15 @@ def test_results_that_are_no_image_are_refused(denoise, message):
     noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0))
     with pytest.raises(ValueError, match=message):
         measure(Method("broken", denoise), runner(noisy, set()), noisy, clean, None, {"psnr": psnr}, CPU)
+
+
+def test_metric_that_fails_on_an_image_is_named():
+    def needs_256_px(result, clean):
+        raise AssertionError("too small")
+
+    noisy, clean = (p.astype(np.float32) / 255 for p in make_pair(0, 32, 32))
+    with pytest.raises(ValueError, match="lpips cannot measure an image of 32 x 32 pixels: too small"):
+        measure(Method("any", lambda x: x), runner(noisy, set()), noisy, clean, None, {"lpips": needs_256_px}, CPU)
 
 
 # runs

@@ -1,6 +1,7 @@
 """The scripts that have no test file of their own, each launched small."""
 
 import argparse
+import io
 import json
 import os
 import runpy
@@ -8,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import scipy.io
 import torch
 from conftest import make_pipeline, save_image
 from diffusers import UNet2DModel
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, Repo
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -131,3 +133,53 @@ def test_from_sidd_to_the_hub_by_one_command(sidd):
     assert sorted(file.name for file in submission.iterdir()) == ["SubmitSrgb.csv", "SubmitSrgb.mat"]
     held_out = json.loads((sidd / "gdd-sidd" / "log.jsonl").read_text().splitlines()[0])
     assert held_out["step"] == 0 and "psnr/improved_1" in held_out
+
+
+CIFAR10_CARD = """---
+configs:
+- config_name: plain_text
+  data_files:
+  - split: train
+    path: plain_text/train-*
+  - split: test
+    path: plain_text/test-*
+---
+"""
+
+
+@pytest.mark.slow
+def test_cifar10_is_measured_and_trained_on(tmp_path):
+    """By its name on the Hub, whose image column is `img`."""
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["airplane", "frog"])})
+    files = {"README.md": CIFAR10_CARD.encode()}
+    for split, count in (("train", 40), ("test", 3)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        rows = {"img": [Image.fromarray(image).resize((32, 32)) for image in images], "label": [1] * count}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file := io.BytesIO())
+        files[f"plain_text/{split}-00000-of-00001.parquet"] = file.getvalue()
+    make_pipeline().save_pretrained(tmp_path / "tiny")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+    def run(*words):
+        command = [sys.executable, EXAMPLES / words[0], *words[1:]]
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
+
+    with Hub() as hub:
+        hub.repos["uoft-cs/cifar10"] = Repo()
+        hub.repos["uoft-cs/cifar10"].commit(files)
+        environment["HF_ENDPOINT"] = hub.url
+        training = ["--max_train_steps", "2", "--train_batch_size", "4", "--report_to", "none"]
+        training += ["--pretrained_model", "tiny", "--crop_size", "32", "--noise_preset", "gaussian"]
+        source = ["--dataset_name", "uoft-cs/cifar10", "--clean_column", "img"]
+        run("train.py", *source, *training, "--output_dir", "trained")
+        measured = ["--data", "cifar10@gaussian:25", "--data", "phone:hub:uoft-cs/cifar10:test@phone:700"]
+        run("evaluate.py", *measured, "--model", "trained", "--steps", "1", "--compare", "wavelet")
+    validated = json.loads((tmp_path / "trained" / "log.jsonl").read_text().splitlines()[0])
+    assert 15 < validated["psnr/noisy"] < 40
+    cifar10, phone = json.loads((tmp_path / "out" / "evaluate" / "results.json").read_text())
+    assert cifar10["name"] == "cifar10" and len(cifar10["pictures"]) == len(phone["pictures"]) == 3
+    figures = {method["name"]: method["figures"] for method in cifar10["methods"]}
+    assert figures["noisy input"]["psnr"] == pytest.approx(20.2, abs=1)
+    assert {"psnr", "ssim", "ssim_matlab"} <= figures["trained, 1 step"].keys() & figures["wavelet, blind"].keys()

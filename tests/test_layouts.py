@@ -11,10 +11,9 @@ from conftest import save_image
 from PIL import Image
 
 from gdd_diffusers.data.batches import PairedImages, check_sizes
+from gdd_diffusers.data.decoding import UNREADABLE, decode
 from gdd_diffusers.data.layouts import (
     LAYOUTS,
-    UNREADABLE,
-    decode,
     find_images,
     load_clean,
     load_hub_dataset,
@@ -188,6 +187,55 @@ def test_a_scene_without_reference_or_without_noise_is_named(tmp_path):
     (tmp_path / "tree" / "1.png").rename(tmp_path / "tree" / "tree_ISO100.png")
     with pytest.raises(ValueError, match="tree has a reference, tree_ISO100.png, but no noisy"):
         LAYOUTS["scenes"](tmp_path)
+
+
+def pairs_of(dataset):
+    """Scene, and names of the noisy and the clean file with their folder, of each row."""
+    for column in ("noisy", "clean"):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    names = [["/".join(Path(row[column]["path"]).parts[-2:]) for column in ("noisy", "clean")] for row in dataset]
+    return [(row["scene"], *pair) for row, pair in zip(dataset, names, strict=True)]
+
+
+def test_oct_of_2012_and_of_2013(tmp_path):
+    for eye in ("1", "2"):
+        for name in (f"{eye}_Raw Image", f"{eye}_Averaged Image"):
+            save_image(tmp_path / "2012" / eye / f"{name}.tif")
+        for name in ("test", "average", "seg_test", "1"):  # the last two are no pair
+            save_image(tmp_path / "2013" / eye / f"{name}.tif")
+    assert pairs_of(LAYOUTS["oct"](tmp_path / "2012")) == [
+        (eye, f"{eye}/{eye}_Raw Image.tif", f"{eye}/{eye}_Averaged Image.tif") for eye in ("1", "2")
+    ]
+    assert pairs_of(LAYOUTS["oct"](tmp_path / "2013")) == [(i, f"{i}/test.tif", f"{i}/average.tif") for i in "12"]
+    (tmp_path / "2013" / "2" / "average.tif").unlink()
+    with pytest.raises(ValueError, match="2/test.tif has no partner .*2/average.tif"):
+        LAYOUTS["oct"](tmp_path / "2013")
+
+
+def test_fmd_fields_of_view_and_mixed_test_set(tmp_path):
+    for field in ("1", "2"):
+        save_image(tmp_path / "Confocal_MICE" / "gt" / field / "avg50.png")
+        for level in ("raw", "avg4"):
+            for shot in ("a", "b"):
+                save_image(tmp_path / "Confocal_MICE" / level / field / f"{level}_{shot}.png")
+    for level in ("raw", "avg4", "gt"):
+        save_image(tmp_path / "test_mix" / level / "a.png")
+    expected = [
+        (f"Confocal_MICE/gt/{i}/avg50.png", f"{i}/raw_{shot}.png", f"{i}/avg50.png") for i in "12" for shot in "ab"
+    ]
+    scene_of_root = [(f"{tmp_path.name}/{scene}", *pair) for scene, *pair in expected]
+    mixed = (f"{tmp_path.name}/test_mix/gt/a.png", "raw/a.png", "gt/a.png")
+    assert pairs_of(LAYOUTS["fmd"](tmp_path)) == [*scene_of_root, mixed]
+    assert pairs_of(LAYOUTS["fmd"](tmp_path / "Confocal_MICE")) == expected
+    assert {noisy for _, noisy, _ in pairs_of(LAYOUTS["fmd"](tmp_path / "Confocal_MICE" / "avg4"))} == {
+        f"{i}/avg4_{shot}.png" for i in "12" for shot in "ab"
+    }
+    assert pairs_of(LAYOUTS["fmd"](tmp_path / "test_mix" / "avg4")) == [("gt/a.png", "avg4/a.png", "gt/a.png")]
+    with pytest.raises(FileNotFoundError, match="No image of FMD was found in .*looked for raw/"):
+        LAYOUTS["fmd"](tmp_path / "test_mix" / "gt")
+    (tmp_path / "test_mix" / "gt" / "a.png").unlink()
+    with pytest.raises(ValueError, match="raw/a.png has no partner .*test_mix/gt/avg50.png"):
+        LAYOUTS["fmd"](tmp_path)
 
 
 def test_sidd_validation_blocks(tmp_path):

@@ -6,7 +6,10 @@ import torch
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gdd_diffusers.metrics import psnr, ssim, ssim_matlab
+from gdd_diffusers.metrics import psnr, psnr_fitted, psnr_texture, ssim, ssim_matlab, ssim_texture
+
+
+METRICS = [psnr, ssim, ssim_matlab, psnr_fitted, psnr_texture, ssim_texture]
 
 
 def images(count=10, channels=3, height=37, width=52):
@@ -91,23 +94,24 @@ def test_ssim_matlab_equals_a_volumetric_computation(channels):
         assert (actual - ssim(as_tensor(clean), as_tensor(noisy))).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, ssim_matlab])
+@pytest.mark.parametrize("metric", METRICS)
 def test_batch_equals_singles_and_order_does_not_matter(metric):
     clean, noisy = (as_tensor(p) for p in images(count=3))
     batch = metric(clean, noisy)
     assert batch.shape == (3,)
     torch.testing.assert_close(batch, torch.cat([metric(c[None], n[None]) for c, n in zip(clean, noisy, strict=True)]))
-    torch.testing.assert_close(batch, metric(noisy, clean))
+    if metric in (psnr, ssim, ssim_matlab):  # for the others, the second image is the ground truth
+        torch.testing.assert_close(batch, metric(noisy, clean))
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, ssim_matlab])
+@pytest.mark.parametrize("metric", METRICS)
 def test_nan_in_an_image_spoils_that_image_only(metric):
     clean, noisy = (as_tensor(p) for p in images(count=2))
     noisy[0, 0, 20, 20] = math.nan
     assert metric(clean, noisy).isnan().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, ssim_matlab])
+@pytest.mark.parametrize("metric", METRICS)
 def test_wrong_input_is_named(metric):
     with pytest.raises(ValueError, match="of one shape"):
         metric(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17))
@@ -121,3 +125,34 @@ def test_ssim_needs_a_whole_window():
     with pytest.raises(ValueError, match="at least 11 x 11 pixels, not 10 x 12"):
         ssim(torch.rand(1, 3, 12, 10), torch.rand(1, 3, 12, 10))
     assert ssim_matlab(torch.rand(1, 3, 6, 5), torch.rand(1, 3, 6, 5)).isfinite().all()
+
+
+def test_gain_and_offset_are_fitted_for_each_image():
+    clean = torch.rand(2, 3, 40, 40) * 0.6 + 0.2
+    darker = clean * torch.tensor([0.5, 0.9])[:, None, None, None] + torch.tensor([0.1, -0.05])[:, None, None, None]
+    assert (psnr(darker, clean) < 30).all()
+    assert (psnr_fitted(darker, clean) > 80).all()
+    # no other gain and offset would be closer, and an image of one colour becomes the mean
+    noisy = (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)
+    assert (psnr_fitted(noisy, clean) > psnr(noisy, clean)).all()
+    assert (psnr_fitted(noisy, clean) >= psnr(noisy * 0.8 + 0.1, clean)).all()
+    flat = psnr_fitted(torch.full_like(clean, 0.7), clean)
+    torch.testing.assert_close(flat, -10 * clean.double().var((1, 2, 3), correction=0).log10(), rtol=0, atol=0.01)
+
+
+def test_texture_is_measured_where_the_ground_truth_has_it():
+    clean = torch.full((1, 3, 240, 250), 0.5)  # 100 blocks, of which ten have texture
+    clean[..., :24, :240] += 0.2 * torch.randn(24, 240).clamp(-1, 1)
+    clean[..., 120:, :] += 0.3  # an edge is no texture
+    noise = 0.02 * torch.randn(clean.shape)
+    smooth = clean.clone()
+    smooth[..., :24, :240] = 0.5  # a denoiser that takes texture for noise
+    part = (..., slice(24), slice(240))
+    torch.testing.assert_close(psnr_texture(smooth, clean), psnr(smooth[part], clean[part]))
+    torch.testing.assert_close(psnr_texture(clean + noise, clean), psnr((clean + noise)[part], clean[part]))
+    assert psnr_texture(smooth, clean) < 20 < psnr(smooth, clean)
+    blocks = [(..., slice(24), slice(left, left + 24)) for left in range(0, 240, 24)]
+    expected = torch.stack([ssim((clean + noise)[block], clean[block]) for block in blocks]).mean(0)
+    torch.testing.assert_close(ssim_texture(clean + noise, clean), expected)
+    with pytest.raises(ValueError, match="Texture needs images of at least 24 x 24 pixels, not 30 x 23"):
+        psnr_texture(torch.rand(1, 3, 23, 30), torch.rand(1, 3, 23, 30))

@@ -7,29 +7,42 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import scipy.io
 import torch
+from PIL import Image
 
 from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
+from gdd_diffusers.data.decoding import UNREADABLE, decode, open_cell
 from gdd_diffusers.data.layouts import (
-    UNREADABLE,
-    decode,
+    FMD_LEVELS,
+    load_cifar10,
     load_clean,
+    load_fmd,
     load_hub_dataset,
+    load_oct,
     load_pairs,
     load_polyu,
-    open_cell,
+    load_scenes,
 )
 from gdd_diffusers.data.matlab_files import open_dnd, open_sidd_blocks
 from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
 
 
+NAMED = {"cifar10": "cifar10:hub:uoft-cs/cifar10:test"}  # what --data NAME stands for
 DND_CROPS = 20  # of each image, by the rules of the benchmark
 CAMERAS = (*PRESETS, "mixed")
+# Files by which a layout is known
+KNOWN_FILES = {
+    "*_real.*": load_polyu,
+    "*Reference.bmp": load_scenes,
+    "*_Averaged Image.tif": load_oct,
+    "average.tif": load_oct,
+}
 
 
 @dataclass
@@ -41,7 +54,7 @@ class ImageSet:
         name: What tables call it.
         names: A unique name of each image that is valid as a file name.
         load: Returns the noisy image with that index and its ground truth (`None` where the benchmark withholds it):
-            [H, W, 3], uint8, or float32 in [0, 1] for DND.
+            [H, W, 3], or [H, W, 1] where both are grey; uint8, uint16 or float32 in [0, 1].
         files: Their files, if the test set has one for each image.
         min_side: Reads how many pixels the shorter side of that image has, if the test set does not fix it.
         sigma: The standard deviation of the noise in [0, 1], if it is known.
@@ -65,30 +78,41 @@ def load_data(spec: str) -> ImageSet:
     | --- | --- |
     | folder of pairs | `noisy/` and `clean/` with the same file names |
     | PolyU, CC | crops named `*_real.*` and `*_mean.*` in one folder |
+    | RENOIR | a folder for each scene: `*Noisy.bmp` and `*Reference.bmp` |
+    | OCT of Duke | a folder for each eye: `test.tif`, `average.tif`; or `*_Raw Image.tif`, `*_Averaged Image.tif` |
+    | FMD | `gt/` beside `raw/`; or the `avg2/` to `avg16/` of a sample |
+    | W2S | `avg400/` beside `avg1/`; or another of its levels |
     | SIDD validation | `ValidationNoisyBlocksSrgb.mat` and `ValidationGtBlocksSrgb.mat` |
     | SIDD benchmark | `BenchmarkNoisyBlocksSrgb.mat` |
     | DND | `info.mat` and `images_srgb/` |
-    | `hub:REPO` or `hub:REPO:SPLIT` | a dataset on the Hub with image columns `noisy` and `clean` |
+    | CIFAR-10 | `test_batch`, of its Python files |
+    | `hub:REPO` or `hub:REPO:SPLIT` | a dataset on the Hub with image columns `noisy` and `clean`, or with one |
     | any of them `#LIST` | the images that a text file names, a line each, as train.py writes `held_out.txt` |
     | any of them `@gaussian:25` | its clean images with Gaussian noise of sigma 25/255 |
     | any of them `@phone:1600` | its clean images through [`CameraNoise`] with that preset and ISO |
     | any of them `@none` | its clean images as they are, to see whether a denoiser leaves them alone |
+    | any of them `@grey-gaussian:25`, `@grey-phone:1600`, ... | the same in grey |
+
+    `cifar10` alone is the test split of CIFAR-10 on the Hub.
 
     Noise is seeded by the image's name, so it is the same in every run. It is rounded to 8 bits and clipped, as in a
-    file, which tables of Gaussian denoising in the literature mostly do not do.
+    file, which tables of Gaussian denoising in the literature mostly do not do. Clean images that are grey get grey
+    noise; that of a camera is what is left of its colour noise when the file is turned grey.
 
     Raises:
         ValueError: If the description cannot be parsed, an image has no partner, or a `.mat` file lacks its variable.
         FileNotFoundError: If the folder does not exist or has no known layout.
     """
-    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@([a-z]+)(?::(\d+(?:\.\d+)?))?)?", spec)
+    name, at, noise = spec.partition("@")
+    described = NAMED.get(name, name) + at + noise
+    match = re.fullmatch(r"([^:]+):(.+?)(?:#(.+?))?(?:@(grey-)?([a-z]+)(?::(\d+(?:\.\d+)?))?)?", described)
     if match is None:
         raise ValueError(f"--data is NAME:PATH[#LIST][@NOISE:LEVEL], not {spec!r}.")
-    name, path, list_file, noise, level = match.groups()
+    name, path, list_file, grey, noise, level = match.groups()
     if noise and (noise not in ("none", "gaussian", *CAMERAS) or (noise == "none") != (level is None)):
         raise ValueError(
             f"The noise in --data {spec} must be @none, @gaussian:SIGMA or @CAMERA:ISO with one of the cameras "
-            f"{', '.join(CAMERAS)}."
+            f"{', '.join(CAMERAS)}; for grey images, @grey-gaussian:SIGMA and so on."
         )
     if path.startswith("hub:"):
         dataset = _load_hub(path.removeprefix("hub:"))
@@ -103,7 +127,7 @@ def load_data(spec: str) -> ImageSet:
         images = _from_folder(name, Path(path), clean_only=noise is not None)
     if list_file:
         images = _listed(images, Path(list_file))
-    return _with_noise(images, noise, level) if noise else images
+    return _with_noise(images, noise, level, grey is not None) if noise else images
 
 
 def _listed(images: ImageSet, list_file: Path) -> ImageSet:
@@ -140,16 +164,24 @@ def _from_folder(name: str, folder: Path, clean_only: bool) -> ImageSet:
     if (folder / "info.mat").exists():
         names, load = open_dnd(folder)
         return ImageSet(name, names, lambda i: (load(i), None), submission="dnd")
+    if (folder / "test_batch").exists() and clean_only:
+        return _from_dataset(name, load_cifar10(folder, "test_batch"))
     if (folder / "noisy").is_dir() and not clean_only:
         return _from_dataset(name, load_pairs(folder / "noisy", folder / "clean"))
     if clean_only and (folder / "clean").is_dir():
         return _from_dataset(name, load_clean(folder / "clean"))
-    if any(folder.rglob("*_real.*")):
-        return _from_dataset(name, load_polyu(folder))
+    for pattern, load in KNOWN_FILES.items():
+        if any(folder.rglob(pattern)):
+            return _from_dataset(name, load(folder))
+    levels = [level for level in (folder, *folder.rglob("raw")) if level.name in FMD_LEVELS]
+    if any((level.parent / "gt").is_dir() for level in levels):
+        return _from_dataset(name, load_fmd(folder))
+    if (folder / "avg400").is_dir() or (folder.parent / "avg400").is_dir():
+        return _open_w2s(name, folder if folder.name.startswith("avg") else folder / "avg1")
     if clean_only:
         return _from_dataset(name, load_clean(folder))
     raise FileNotFoundError(
-        f"{folder} holds neither noisy/ and clean/, nor *_real and *_mean crops, nor the .mat files of SIDD or DND. "
+        f"{folder} holds neither noisy/ and clean/ nor the files of a known data set, see docs/measuring.md. "
         f"If its images are clean, say what to do with them, as in {name}:{folder}@none."
     )
 
@@ -171,13 +203,34 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> ImageSet:
             raise OSError(f"{file} cannot be read: {error}") from error
 
     def load(i):
-        return read(i, "noisy", decode) if "noisy" in columns else None, read(i, "clean", decode)
+        pair = [read(i, column, partial(decode, grey_dtype=np.uint16)) for column in columns]
+        return (None, *_one_channel_if_grey(*pair))[-2:]
 
     def read_size(cell):
         with open_cell(cell) as image:
             return image.size
 
     return ImageSet(name, names, load, paths, lambda i: min(read(i, "clean", read_size)))
+
+
+def _open_w2s(name: str, level: Path) -> ImageSet:
+    """Open the arrays `avg1/001_0.npy` and `avg400/001_0.npy`, scaled such that the noisy one spans [0, 1]."""
+    files = sorted(level.glob("*.npy"))
+    if not files:
+        raise FileNotFoundError(f"There is no .npy file of W2S in {level}.")
+
+    def read(file):
+        try:
+            return np.load(file)[..., None].astype(np.float32)
+        except (OSError, ValueError, EOFError) as error:
+            raise OSError(f"{file} cannot be read: {error}") from error
+
+    def load(i):
+        noisy, clean = read(files[i]), read(level.parent / "avg400" / files[i].name)
+        low, high = noisy.min(), noisy.max()
+        return (noisy - low) / (high - low), ((clean - low) / (high - low)).clip(0, 1)
+
+    return ImageSet(name, [file.stem for file in files], load)
 
 
 def _load_hub(repo: str) -> datasets.Dataset:
@@ -190,22 +243,35 @@ def _load_hub(repo: str) -> datasets.Dataset:
     return load_hub_dataset(repo, split or splits[0])
 
 
-def _with_noise(images: ImageSet, noise: str, level: str | None) -> ImageSet:
+def _with_noise(images: ImageSet, noise: str, level: str | None, grey: bool) -> ImageSet:
     if images.submission:
         raise ValueError(f"{images.name} has no clean images to add noise to.")
     simulator = CameraNoise(noise) if noise in CAMERAS else None
     sigma = {"none": 0.0, "gaussian": float(level or 0) / 255}.get(noise)
 
     def load(i):
-        clean = pixels_to_tensor(images.load(i)[1])[None]
+        (pixels,) = _one_channel_if_grey(images.load(i)[1])
+        clean = pixels_to_tensor(_to_grey(pixels) if grey else pixels)[None]
         generator = torch.Generator().manual_seed(zlib.crc32(images.names[i].encode()))
         if simulator is None:
             noisy = clean + torch.randn(clean.shape, generator=generator) * sigma
-        else:
-            clean, noisy = simulator(clean, generator, float(level))
-        return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
+            return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
+        pair = simulator(clean.expand(-1, 3, -1, -1), generator, float(level))
+        noisy, recorded = (tensor_to_pixels(image[0]) for image in reversed(pair))
+        return (noisy, recorded) if clean.shape[1] == 3 else (_to_grey(noisy), _to_grey(recorded))
 
     return replace(images, load=load, sigma=sigma)
+
+
+def _one_channel_if_grey(*images: np.ndarray) -> list[np.ndarray]:
+    """Reduce images [H, W, C] whose channels are equal to [H, W, 1], all of them or none."""
+    grey = all((pixels == pixels[..., :1]).all() for pixels in images)
+    return [pixels[..., :1] if grey else pixels for pixels in images]
+
+
+def _to_grey(pixels: np.ndarray) -> np.ndarray:
+    """Convert uint8 [H, W, 3] to its luma, [H, W, 1]; what is grey already stays."""
+    return pixels if pixels.shape[-1] == 1 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
 def write_submission(images: ImageSet, results: Iterable[np.ndarray], folder: Path, seconds_per_megapixel: float):

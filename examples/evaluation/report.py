@@ -27,6 +27,9 @@ COLUMNS = {
     "worst_gain": ("worst gain", "+.2f"),
     "ssim": ("SSIM", ".4f"),
     "ssim_matlab": ("SSIM (MATLAB)", ".4f"),
+    "psnr_fitted": ("PSNR, gain and offset fitted", ".2f"),
+    "psnr_texture": ("PSNR, texture", ".2f"),
+    "ssim_texture": ("SSIM, texture", ".4f"),
     "mpx_per_second": ("Mpx/s", ".3g"),
     "memory_mb": ("memory, MB", ".0f"),
     "gpu_memory_mb": ("GPU memory, MB", ".0f"),
@@ -35,7 +38,9 @@ COLUMNS = {
 }
 NOTES = """PSNR: over RGB of images rounded to 8 bits, the mean of the images' values. Gain: over the noisy input, the
 mean and the worst image. SSIM: Gaussian window, per channel, as in scikit-image. SSIM (MATLAB): the 3-D variant of the
-literature on SIDD. For clean images, the result is compared with the input.
+literature on SIDD. Gain and offset fitted: those of each image that bring the result closest to the ground truth.
+Texture: the tenth of 24 x 24 blocks whose neighbouring pixels differ most in the ground truth. For clean images, the
+result is compared with the input.
 
 One step is the same under every rule, and measured once. Blind: with the noise level that is estimated from the image,
 which the time includes. True sigma: with the level of the simulated noise. Best sigma: with the level that is best for
@@ -206,11 +211,14 @@ def write_sheet(images: dict[str, dict[str, np.ndarray]], file: Path):
     """
     Write crops of the images where the results differ most.
 
-    `images` holds for each image its versions by name, uint8 [H, W, 3]: noisy, each method's result, clean.
+    `images` holds for each image its versions by name, uint8 [H, W, C]: noisy, each method's result, clean.
     """
     blocks = []
     for image, versions in images.items():
-        versions = {name.replace(", ", "\n", 1): Image.fromarray(pixels) for name, pixels in versions.items()}
+        versions = {
+            name.replace(", ", "\n", 1): Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+            for name, pixels in versions.items()
+        }
         _, *results, last = versions.values()
         width, height = (min(SHEET_CROP, side) for side in last.size)
         (left, top), difference = most_different(results, width, height)

@@ -28,8 +28,8 @@ class Method:
 
     Args:
         name: What tables call it.
-        denoise: Maps an image, [H, W, 3] float32 in [0, 1], to an image; takes the noise level in [0, 1] as well if
-            `sigma` is set.
+        denoise: Maps an image, [H, W, 3] or [H, W, 1] float32 in [0, 1], to an image; takes the noise level in [0, 1]
+            as well if `sigma` is set.
         sigma: How the noise level is chosen: `"blind"`, `"true"` or `"best"`.
         dtype: What it computes in.
         fingerprint: Of the weights and settings. A resumed run reuses the figures of the same fingerprint only.
@@ -123,10 +123,10 @@ def measure(
     device: torch.device,
 ) -> tuple[dict, np.ndarray]:
     """
-    Return the figures of a method on one image, and its result, [H, W, 3] float in [0, 1].
+    Return the figures of a method on one image, and its result, [H, W, C] float in [0, 1].
 
     `run` is what [`runner`] returned for the image. `metrics` are functions of the result and the clean image,
-    [1, 3, H, W] on `device`; the clean one is `None` where it is not known.
+    [1, 3, H, W] on `device`, grey ones with three equal channels; the clean one is `None` where it is not known.
     """
     sigma, seconds = None, 0.0
     if method.sigma == "blind":
@@ -140,8 +140,14 @@ def measure(
     result, cost = run(method.denoise) if sigma is None else run(method.denoise, sigma)
     figures = {"megapixels": noisy.shape[0] * noisy.shape[1] / 1e6, "sigma": sigma} | cost
     figures["seconds"] += seconds
-    images = [None if image is None else pixels_to_tensor(image)[None].to(device) for image in (result, clean)]
-    return figures | {name: metric(*images).item() for name, metric in metrics.items()}, result
+    images = [x if x is None else pixels_to_tensor(x).expand(3, -1, -1)[None].to(device) for x in (result, clean)]
+    for name, metric in metrics.items():
+        try:
+            figures[name] = metric(*images).item()
+        except Exception as error:  # of pyiqa's metrics, some need images of a certain size
+            height, width = noisy.shape[:2]
+            raise ValueError(f"{name} cannot measure an image of {width} x {height} pixels: {error}") from error
+    return figures, result
 
 
 class Results:
@@ -207,8 +213,8 @@ class Results:
         pyvips.Image.new_from_array(tensor_to_pixels(pixels_to_tensor(result), dtype)).write_to_file(str(file))
 
     def read_image(self, method: Method, i: int) -> np.ndarray:
-        """Read a result as the test set has its images: [H, W, 3], uint8, or float32 in [0, 1] for DND."""
-        pixels = pyvips.Image.new_from_file(str(self.image_file(method, i))).numpy()
+        """Read a result as the test set has its images: [H, W, C], uint8, or float32 in [0, 1] for DND."""
+        pixels = np.atleast_3d(pyvips.Image.new_from_file(str(self.image_file(method, i))).numpy())
         return pixels if pixels.dtype == np.uint8 else pixels / np.float32(65535)
 
 

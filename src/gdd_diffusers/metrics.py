@@ -1,5 +1,5 @@
 """
-PSNR and the two SSIMs of the denoising literature.
+PSNR and the two SSIMs of the denoising literature, and both where an image has most texture.
 
 All of them take two batches of the same shape `[B, C, H, W]`, float in [0, 1] (a `ValueError` otherwise), on any
 device. Images are clipped and rounded to 8 bits first, as a file would be, and each gives one value: a tensor of shape
@@ -19,7 +19,7 @@ tensor([1.], dtype=torch.float64)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ RADIUS = 5  # its Gaussian window of 11 x 11 pixels, sigma 1.5
 WINDOW_SIZE = 2 * RADIUS + 1
 WINDOW = [math.exp(-(distance**2) / (2 * 1.5**2)) for distance in range(-RADIUS, RADIUS + 1)]
 WINDOW = [weight / sum(WINDOW) for weight in WINDOW]
+BLOCK = 24  # side of the blocks in which texture is measured
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -61,14 +62,59 @@ def ssim_matlab(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _ssim(a, b, _blur_volume)
 
 
-def _to_8_bits(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def psnr_fitted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """
+    Return the PSNR of `gain * a + offset`, with the gain and the offset of each image that come closest to `b`.
+
+    For pairs whose exposures differ, as in microscopy, where brightness is relative.
+    """
+    x, y = (image.flatten(1) for image in _to_double(a, b))
+    dx, dy = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    gain = (dx * dy).sum(1, keepdim=True) / dx.square().sum(1, keepdim=True).clamp(min=1e-12)
+    return psnr((y - dy + gain * dx).view_as(a), y.view_as(b))
+
+
+def psnr_texture(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """
+    Return the PSNR over the tenth of blocks of 24 x 24 pixels in which `b`, the ground truth, has most texture.
+
+    Those are the blocks whose neighbouring pixels differ most, on average over the block. Denoisers that smooth
+    texture away lose there what they win in even areas. An image needs at least one block (`ValueError` otherwise).
+    """
+    images = ([x.transpose(0, 1).flatten(1, 2)[None] for x in pair] for pair in _textured_blocks(a, b))
+    return torch.cat([psnr(*pair) for pair in images])
+
+
+def ssim_texture(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the mean of [`ssim`] over the blocks that [`psnr_texture`] takes."""
+    return torch.stack([ssim(*pair).mean() for pair in _textured_blocks(a, b)])
+
+
+def _textured_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Yield the tenth of the blocks of each image in which `b` has most texture, of both: `[N, C, BLOCK, BLOCK]`."""
+    a, b = _to_double(a, b)
+    if min(b.shape[-2:]) < BLOCK:
+        raise ValueError(f"Texture needs images of at least 24 x 24 pixels, not {b.shape[-1]} x {b.shape[-2]}.")
+    for pair in zip(a, b, strict=True):
+        blocks = [x.unfold(1, BLOCK, BLOCK).unfold(2, BLOCK, BLOCK).flatten(1, 2).transpose(0, 1) for x in pair]
+        grey = blocks[1].mean(1)
+        texture = grey.diff(dim=1).abs().mean((1, 2)) + grey.diff(dim=2).abs().mean((1, 2))
+        chosen = texture.topk(max(1, len(texture) // 10)).indices
+        yield [x[chosen] for x in blocks]
+
+
+def _to_double(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"Pass two batches [B, C, H, W] of one shape, not {list(a.shape)} and {list(b.shape)}.")
     if not (a.is_floating_point() and b.is_floating_point()):
         raise ValueError(f"Pass images as float in [0, 1], not {a.dtype} and {b.dtype}.")
-    # double, because variances are small differences of large numbers; Apple's devices have none
+    # because variances are small differences of large numbers; Apple's devices have no double
     dtype = torch.float32 if a.device.type == "mps" else torch.float64
-    a, b = ((x.to(dtype).clamp(0, 1) * 255).round() / 255 for x in (a, b))
+    return a.to(dtype), b.to(dtype)
+
+
+def _to_8_bits(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = ((x.clamp(0, 1) * 255).round() / 255 for x in _to_double(a, b))
     return a, b
 
 

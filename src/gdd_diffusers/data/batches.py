@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from .layouts import UNREADABLE, decode, image_size
+from .decoding import UNREADABLE, decode, image_size
 
 
 logger = logging.getLogger(__name__)

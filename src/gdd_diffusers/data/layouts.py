@@ -10,25 +10,20 @@ image has no partner, or its partner another size, or if its name is not UTF-8.
 """
 
 import hashlib
-import io
 import re
-import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
-import numpy as np
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from ..files import pictures_in
+from .cifar_files import read_cifar_batches
+from .decoding import image_size, to_png
 from .matlab_files import open_sidd_blocks
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")  # formats that Pillow decodes
-
-# Raised by Pillow for a file with a broken header, metadata or pixels
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+FMD_LEVELS = ("raw", "avg2", "avg4", "avg8", "avg16")
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -131,6 +126,13 @@ def load_sidd_validation(folder: str | Path) -> datasets.Dataset:
     return _to_dataset([name.split("_")[0] for name in names], {"noisy": noisy, "clean": clean})
 
 
+def load_cifar10(folder: str | Path, batches: str = "data_batch_*") -> datasets.Dataset:
+    """Load the images of CIFAR-10's Python files into memory, as PNG files; each is a scene of its own."""
+    images = read_cifar_batches(folder, batches)
+    cells = [{"bytes": to_png(image), "path": f"{i:05d}.png"} for i, image in enumerate(images)]
+    return _to_dataset(list(range(len(images))), {"clean": cells})
+
+
 def load_polyu(folder: str | Path) -> datasets.Dataset:
     """
     Load crops of PolyU (Xu et al., 2018) or CC (Nam et al., 2016): `..._bicycle_10_real.JPG` beside `..._mean.JPG`.
@@ -168,13 +170,54 @@ def load_scenes(folder: str | Path) -> datasets.Dataset:
     return _from_files([path.parent.relative_to(folder) for path in noisy], noisy=noisy, clean=clean)
 
 
+def load_oct(folder: str | Path) -> datasets.Dataset:
+    """
+    Load retinal OCT of Duke University: `1/1_Raw Image.tif` beside `1/1_Averaged Image.tif` (Fang et al., Biomedical
+    Optics Express 2012), or `1/test.tif` beside `1/average.tif` (Fang et al., IEEE TMI 2013). Each eye is a scene.
+    """
+    noisy = [path for path in find_images(folder) if path.stem == "test"]
+    if not noisy:
+        return load_marked_pairs(folder, "_Raw Image", "_Averaged Image")
+    scenes = [path.parent.relative_to(folder) for path in noisy]
+    return _from_files(scenes, noisy=noisy, clean=[_existing(path.with_stem("average"), path) for path in noisy])
+
+
+def load_fmd(folder: str | Path) -> datasets.Dataset:
+    """
+    Load fluorescence microscopy of FMD (Zhang et al., CVPR 2019): `Confocal_MICE/raw/1/*.png`, all of which belong to
+    `Confocal_MICE/gt/1/avg50.png`, or `test_mix/raw/*.png` with the same names in `test_mix/gt/`.
+
+    `folder` may be that of a less noisy level, such as `Confocal_MICE/avg4`. Each field of view is a scene.
+    """
+    folder = Path(folder)
+    level = folder.name if folder.name in FMD_LEVELS else "raw"
+    noisy = [path for path in find_images(folder) if level in path.relative_to(folder.parent).parts]
+    if not noisy:
+        raise FileNotFoundError(f"No image of FMD was found in {folder} (looked for {level}/).")
+    clean = []
+    for path in noisy:
+        head, _, tail = path.as_posix().rpartition(f"/{level}/")
+        partner = Path(head, "gt", tail)
+        clean.append(partner if partner.is_file() else _existing(partner.with_name("avg50.png"), path))
+    return _from_files([path.relative_to(folder.parent) for path in clean], noisy=noisy, clean=clean)
+
+
+def _existing(partner: Path, path: Path) -> Path:
+    if not partner.is_file():
+        raise ValueError(f"{path} has no partner {partner}.")
+    return partner
+
+
 LAYOUTS = {
     "clean": load_clean,
     "sidd": load_sidd,
     "sidd-validation": load_sidd_validation,
     "polyu": load_polyu,
     "cc": load_polyu,
+    "cifar10": load_cifar10,
     "scenes": load_scenes,
+    "oct": load_oct,
+    "fmd": load_fmd,
 }
 
 
@@ -184,17 +227,21 @@ def load_hub_dataset(
     """
     Load a dataset from the Hub or a folder, such as `examples/prepare_data.py` writes.
 
-    The column of noisy images may be missing if it is the default. `streaming` reads the rows without storing them.
+    The column of noisy images may be missing if it is the default. The only image column may have any name, if
+    `clean_column` is the default. `streaming` reads the rows without storing them.
 
     Raises:
         ValueError: If a column is missing or holds no images.
     """
     dataset = datasets.load_dataset(name, split=split, streaming=streaming)
+    image_columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if clean_column == "clean" not in image_columns and len(image_columns) == 1 and image_columns != [noisy_column]:
+        (clean_column,) = image_columns
     columns = {clean_column: "clean"}
     if noisy_column in dataset.features or noisy_column != "noisy":
         columns[noisy_column] = "noisy"
     for column in columns:
-        if not isinstance(dataset.features.get(column), datasets.Image):
+        if column not in image_columns:
             raise ValueError(f"{name} has no image column {column!r}; its columns are {', '.join(dataset.features)}.")
     dataset = dataset.select_columns([*columns, *({"scene"} & dataset.features.keys())])
     for column in columns:  # otherwise renaming would decode every image of a stream
@@ -259,55 +306,3 @@ def _to_dataset(scenes: list, columns: dict[str, list]) -> datasets.Dataset:
 def _features(columns: Iterable[str]) -> datasets.Features:
     image, text = datasets.Image(), datasets.Value("string")
     return datasets.Features({name: text if name == "scene" else image for name in columns})
-
-
-def image_size(cell: dict | None) -> tuple[int, int] | None:
-    """Return width and height of a cell as displayed, from its header alone; `None` if it cannot be read."""
-    try:
-        with open_cell(cell) as image:
-            turned = image.getexif().get(0x0112, 1) > 4
-            return image.size[::-1] if turned else image.size
-    except UNREADABLE:
-        return None
-
-
-def decode(cell: dict | None) -> np.ndarray:
-    """
-    Decode a cell of an image column that was cast to `decode=False` to uint8 `[H, W, 3]`, upright.
-
-    Raises one of `UNREADABLE` if the file is broken or its white level is unknown.
-    """
-    with open_cell(cell) as file:
-        image = ImageOps.exif_transpose(file)
-        if file.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits instead of scaling them
-            image = Image.fromarray(_to_8_bits(np.asarray(image), file))
-        return np.asarray(image.convert("RGB"))
-
-
-def _to_8_bits(grey: np.ndarray, file: Image.Image) -> np.ndarray:
-    tags = getattr(file, "tag_v2", {})  # of a TIFF
-    if file.mode == "F":
-        low, high = grey.min(), grey.max()
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN as well
-            raise ValueError(f"its values must lie in [0, 1], not [{low:.4g}, {high:.4g}]; save it as 8 or 16 bits")
-        grey = np.rint(grey.clip(0, 1) * 255)
-    elif file.mode == "I" and file.format != "PPM":
-        raise ValueError("it holds signed or 32-bit integers, whose white level is unknown; save it as 8 or 16 bits")
-    else:
-        grey = grey >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
-    grey = grey.astype(np.uint8)
-    return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is zero
-
-
-def open_cell(cell: dict | None) -> Image.Image:
-    """Open a cell of an image column that was cast to `decode=False`, without decoding its pixels."""
-    if cell is None:
-        raise ValueError("the image is missing")
-    return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
-
-
-def to_png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 `[H, W, 3]` as PNG, fast: stronger compression saves little on noise."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
