@@ -104,7 +104,7 @@ def record(batch: Batch, path: Path, result: Future, claims: ExitStack):
         else:
             copy_sidecars(path, batch.jobs[path], image)
             batch.done.append(path)
-            batch.megapixels += image.pixels.shape[0] * image.pixels.shape[1] / 1e6
+            batch.megapixels[path] = image.pixels.shape[0] * image.pixels.shape[1] / 1e6
             for remark in image.notes:
                 batch.remarks.setdefault(remark, []).append(path)
 

@@ -36,7 +36,7 @@ class Batch:
     num_skipped: int = 0
     num_taken: int = 0  # by another run
     done: list[Path] = field(default_factory=list)
-    megapixels: float = 0.0
+    megapixels: dict[Path, float] = field(default_factory=dict)  # of those that are done
     seconds: float = 0.0
     device: str = ""
     interrupted: bool = False
@@ -60,7 +60,7 @@ class Batch:
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         if self.done:
-            parts.append(f"{self.seconds:.1f} s, {self.megapixels / self.seconds:.2f} Mpx/s on {self.device}")
+            parts.append(f"{self.seconds:.1f} s, {sum(self.megapixels.values()) / self.seconds:.2f} Mpx/s on {self.device}")
             if len(self.outputs) == 1:
                 parts.append(str(self.outputs[self.done[0]]))
         return "; ".join(parts)

@@ -14,7 +14,7 @@ from .image_file import (
 )
 from .raw import RawOptions
 from .reading import output_suffix, read_image
-from .writing import check_output, write_image
+from .writing import check_output, copy_file, write_image
 
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ImageFileError",
     "RawOptions",
     "check_output",
+    "copy_file",
     "for_display",
     "list_images",
     "output_suffix",

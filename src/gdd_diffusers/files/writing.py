@@ -185,6 +185,18 @@ def write_image(
         raise ImageFileError(f"{printable(path)} could not be written: {reason(error)}.") from error
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file next to its target and move it into place, so that a crash leaves the old file or the new one."""
+    with _part_beside(path) as (part, file), open(source, "rb") as original:
+        shutil.copyfileobj(original, file)
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:
+            # Windows moves no open file
+            file.close()
+        os.replace(part, path)
+
+
 @contextlib.contextmanager
 def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """

@@ -1,0 +1,238 @@
+#!/usr/bin/env python
+"""Denoise a folder, a bucket or a data set on every machine of a Ray cluster, or on this one if there is none.
+
+    python examples/denoise_dataset.py --input photos --output clean
+    python examples/denoise_dataset.py --input s3://bucket/noisy --output s3://bucket/clean --num_gpus 0.5
+    python examples/denoise_dataset.py --input hf://datasets/org/name --output clean --column image
+
+Image files become the files that `gdd denoise` makes. Parquet files keep their columns and get one more. A result has
+its name once it is whole, and the same command again makes those that are missing. docs/clusters.md says more.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from options import HelpFormatter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
+
+from gdd_diffusers.app.batch import FileOptions, run
+from gdd_diffusers.app.denoising import configure, first_line, load_model
+from gdd_diffusers.app.planning import Batch
+from gdd_diffusers.app.storage import FileJob, RowGroup, Storage, missing_images, missing_row_groups
+from gdd_diffusers.files import output_suffix
+
+
+ROWS_PER_REPORT = 1000
+REPORT = pa.schema(
+    [(name, pa.string()) for name in ("name", "error", "notes", "worker")]
+    + [(name, pa.float64()) for name in ("megapixels", "seconds")]
+)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--input", required=True, help="Folder or URL of images or of Parquet files; folders within it count, too.")
+    add("--output", required=True, help="Folder or URL for the results, and for a report in __report__.")
+    add("--column", default="image", help="Column of images in Parquet files; results go into COLUMN_denoised.")
+    add("--model", help="gdd-small, gdd-fast, a folder, or ORG/NAME[@REVISION] on the Hub; gdd-small if not given.")
+    add("--steps", type=int, help="Denoising steps; the model's own if not given.")
+    add("--strength", type=float, default=1.0, help="0 leaves an image as it is, 1 removes all noise.")
+    add("--num_gpus", type=float, default=0, help="Per worker. With 0.5, one decodes while another denoises.")
+    add("--num_cpus", type=int, default=1, help="Per worker, which computes with as many threads.")
+    add("--batch_size", type=int, default=8, help="Images that a worker takes at a time.")
+    add("--max_tries", type=int, default=3, help="Workers that may die with an image in hand before it is left out.")
+    return parser.parse_args(argv)
+
+
+@ray.remote(num_cpus=0)
+class Tries:
+    """Count how often workers have begun with the images that they have in hand."""
+
+    def __init__(self):
+        self.counts = Counter()
+
+    def begin(self, names: list[str]) -> list[int]:
+        """Return the counts so far. Several images at once are counted only if all are new."""
+        earlier = [self.counts[name] for name in names]
+        if len(names) == 1 or not any(earlier):
+            self.counts.update(names)
+        return earlier
+
+    def end(self, names: list[str]):
+        for name in names:
+            del self.counts[name]
+
+
+class Denoiser:
+    """A worker, which loads the model once."""
+
+    def __init__(self, args, tries):
+        torch.set_num_threads(args.num_cpus)
+        self.args, self.tries = args, tries
+        self.source, self.target = Storage(args.input), Storage(args.output)
+        self.pipe = load_model(args.model, "cuda" if args.num_gpus else "cpu")
+        configure(self.pipe, args.steps)
+        self.worker = f"{socket.gethostname()}, process {os.getpid()}"
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self.denoise_files(table) if "names" in table.column_names else self.denoise_row_groups(table)
+
+    def denoise_files(self, table: pa.Table) -> pa.Table:
+        """Denoise image files; a row of the table has the names of one and of the XMP files beside it."""
+        jobs = [FileJob(names, self.source, self.target) for names in table["names"].to_pylist()]
+        return pa.Table.from_pylist(self.denoise(jobs), REPORT)
+
+    def denoise_row_groups(self, table: pa.Table) -> pa.Table:
+        """Denoise the images of Parquet files; a row of the table is one row group."""
+        rows = []
+        for row in table.to_pylist():
+            group = RowGroup(**row)
+            images = group.read(self.source)
+            jobs = group.jobs(images, self.args.column)
+            for start in range(0, len(jobs), self.args.batch_size):
+                rows += self.denoise(jobs[start : start + self.args.batch_size])
+            group.store(images, self.args.column, jobs, self.target)
+        return pa.Table.from_pylist(rows, REPORT)
+
+    def denoise(self, jobs: list) -> list[dict]:
+        """Denoise images, and return a row of the report for each."""
+        names = [job.name for job in jobs]
+        earlier = ray.get(self.tries.begin.remote(names))
+        if len(jobs) > 1 and any(earlier):
+            # a worker died with these in hand: one at a time, so that only the culprit is counted
+            return [row for job in jobs for row in self.denoise([job])]
+        if earlier[0] >= self.args.max_tries:
+            rows = [{"name": names[0], "error": f"{earlier[0]} workers died with this image in hand."}]
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                rows = self.denoise_in(Path(folder), jobs, is_retry=any(earlier))
+        self.tries.end.remote(names)
+        return rows
+
+    def denoise_in(self, folder: Path, jobs: list, is_retry: bool) -> list[dict]:
+        rows, batch, job_of = {job.name: {"name": job.name} for job in jobs}, Batch(), {}
+        for i, job in enumerate(jobs):
+            try:
+                if is_retry and job.is_done():
+                    continue
+                path = job.fetch(folder / f"{i}")
+                batch.jobs[path] = folder / f"{i}-denoised" / f"{path.stem}{output_suffix(path)}"
+                job_of[path] = job
+            except Exception as error:  # of any kind: the other images can still be denoised
+                rows[job.name]["error"] = first_line(error)
+        if batch.jobs:
+            run(batch, self.pipe, True, FileOptions(), num_inference_steps=self.args.steps, strength=self.args.strength)
+        for path in batch.done:
+            row = rows[job_of[path].name]
+            try:
+                job_of[path].store(batch.jobs[path])
+            except Exception as error:
+                row["error"] = first_line(error)
+            row["notes"] = "; ".join(note for note, paths in batch.remarks.items() if path in paths)
+            row["megapixels"] = batch.megapixels[path]
+            row["seconds"] = batch.seconds * batch.megapixels[path] / sum(batch.megapixels.values())
+            row["worker"] = self.worker
+        for path, reason in batch.failed.items():
+            rows[job_of[path].name]["error"] = reason.replace(f"{path.parent}/", "").replace(f"{path.parent}-denoised/", "")
+        return list(rows.values())
+
+
+class Report:
+    """What happened to each image: a table, stored in parts as the run goes on, and sums."""
+
+    def __init__(self, target: Storage, total: int):
+        self.target, self.start = target, time.time()
+        self.rows, self.num_parts, self.counts = [], 0, Counter()
+        self.megapixels, self.seconds = Counter(), Counter()  # by worker
+        self.bar = tqdm(total=total, unit=" images", disable=None)
+
+    def add(self, rows: list[dict]):
+        for row in rows:
+            self.counts["failed" if row["error"] else "done"] += 1
+            self.megapixels[row["worker"]] += row["megapixels"] or 0
+            self.seconds[row["worker"]] += row["seconds"] or 0
+        self.bar.update(len(rows))
+        self.rows += rows
+        if len(self.rows) >= ROWS_PER_REPORT:
+            self.store()
+
+    def store(self):
+        name = f"__report__/{time.strftime('%Y%m%d-%H%M%S', time.gmtime(self.start))}-{self.num_parts:05d}.parquet"
+        with tempfile.TemporaryDirectory() as folder:
+            pq.write_table(pa.Table.from_pylist(self.rows, REPORT), f"{folder}/part.parquet")
+            self.target.store(Path(folder, "part.parquet"), name)
+        self.rows, self.num_parts = [], self.num_parts + 1
+
+    def close(self):
+        self.bar.close()
+        if self.rows:
+            self.store()
+        seconds = time.time() - self.start
+        print(f"{self.counts['done']} denoised, {self.counts['failed']} failed in {seconds:.0f} s")
+        for worker in sorted(filter(None, self.megapixels)):
+            print(f"{self.megapixels[worker] / self.seconds[worker]:8.3f} Mpx/s  {worker}")
+        print(f"{sum(self.megapixels.values()) / seconds:8.3f} Mpx/s  in all, with the start of the workers")
+        if self.counts["failed"]:
+            print(f"{self.target.path('__report__')} says why; the same command tries these again.")
+
+
+def list_jobs(source: Storage, target: Storage) -> tuple[list[dict], int]:
+    """Return the jobs that are not done, as rows of a table, and the number of their images."""
+    groups, num_rows = missing_row_groups(source, target)
+    if groups is not None:
+        return [vars(group) for group in groups], num_rows
+    images = missing_images(source, target)
+    return [{"names": names} for names in images], len(images)
+
+
+def main(args):
+    source, target = Storage(args.input), Storage(args.output)
+    jobs, total = list_jobs(source, target)
+    if not jobs:
+        print(f"Nothing to do: {args.output} holds all results.")
+        return
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    logging.getLogger("ray.data").setLevel("ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    tries = Tries.options(scheduling_strategy=here).remote()
+    rows_per_block = 1 if "index" in jobs[0] else args.batch_size
+    dataset = ray.data.from_arrow(pa.Table.from_pylist(jobs), override_num_blocks=-(-len(jobs) // rows_per_block))
+    dataset = dataset.map_batches(
+        Denoiser,
+        fn_constructor_args=(args, tries),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=args.num_cpus,
+        num_gpus=args.num_gpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_tasks_in_flight_per_actor=2),
+    )
+    report = Report(target, total)
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            report.add(table.to_pylist())
+    finally:
+        report.close()
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    # errors that a user can cause are one sentence
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {first_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on with the rest.")
