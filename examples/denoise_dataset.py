@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,10 +79,9 @@ class Tries:
 class Denoiser:
     """A worker, which loads the model once."""
 
-    def __init__(self, args, tries):
+    def __init__(self, args, source: Storage, target: Storage, tries):
         torch.set_num_threads(args.num_cpus)
-        self.args, self.tries = args, tries
-        self.source, self.target = Storage(args.input), Storage(args.output)
+        self.args, self.source, self.target, self.tries = args, source, target, tries
         self.pipe = load_model(args.model, "cuda" if args.num_gpus else "cpu")
         configure(self.pipe, args.steps)
         self.worker = f"{socket.gethostname()}, process {os.getpid()}"
@@ -100,6 +99,8 @@ class Denoiser:
         rows = []
         for row in table.to_pylist():
             group = RowGroup(**row)
+            if self.target.exists(group.result):  # the worker before this one died when it was done
+                continue
             images = group.read(self.source)
             jobs = group.jobs(images, self.args.column)
             for start in range(0, len(jobs), self.args.batch_size):
@@ -134,7 +135,9 @@ class Denoiser:
             except Exception as error:  # of any kind: the other images can still be denoised
                 rows[job.name]["error"] = first_line(error)
         if batch.jobs:
-            run(batch, self.pipe, True, FileOptions(), num_inference_steps=self.args.steps, strength=self.args.strength)
+            run(
+                batch, self.pipe, True, FileOptions(), num_inference_steps=self.args.steps, strength=self.args.strength
+            )
         for path in batch.done:
             row = rows[job_of[path].name]
             try:
@@ -146,7 +149,9 @@ class Denoiser:
             row["seconds"] = batch.seconds * batch.megapixels[path] / sum(batch.megapixels.values())
             row["worker"] = self.worker
         for path, reason in batch.failed.items():
-            rows[job_of[path].name]["error"] = reason.replace(f"{path.parent}/", "").replace(f"{path.parent}-denoised/", "")
+            rows[job_of[path].name]["error"] = reason.replace(f"{path.parent}/", "").replace(
+                f"{path.parent}-denoised/", ""
+            )
         return list(rows.values())
 
 
@@ -189,9 +194,9 @@ class Report:
             print(f"{self.target.path('__report__')} says why; the same command tries these again.")
 
 
-def list_jobs(source: Storage, target: Storage) -> tuple[list[dict], int]:
+def list_jobs(source: Storage, target: Storage, column: str) -> tuple[list[dict], int]:
     """Return the jobs that are not done, as rows of a table, and the number of their images."""
-    groups, num_rows = missing_row_groups(source, target)
+    groups, num_rows = missing_row_groups(source, target, column)
     if groups is not None:
         return [vars(group) for group in groups], num_rows
     images = missing_images(source, target)
@@ -200,10 +205,13 @@ def list_jobs(source: Storage, target: Storage) -> tuple[list[dict], int]:
 
 def main(args):
     source, target = Storage(args.input), Storage(args.output)
-    jobs, total = list_jobs(source, target)
+    jobs, total = list_jobs(source, target, args.column)
     if not jobs:
         print(f"Nothing to do: {args.output} holds all results.")
         return
+    if args.model and os.path.isdir(args.model):
+        args.model = os.path.abspath(args.model)  # workers have other folders to start from
+    configure(load_model(args.model, "cpu"), args.steps)  # what is wrong here would be wrong in every worker
     ray.init(log_to_driver=False, logging_level="ERROR")
     logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -213,7 +221,7 @@ def main(args):
     dataset = ray.data.from_arrow(pa.Table.from_pylist(jobs), override_num_blocks=-(-len(jobs) // rows_per_block))
     dataset = dataset.map_batches(
         Denoiser,
-        fn_constructor_args=(args, tries),
+        fn_constructor_args=(args, source, target, tries),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=args.num_cpus,

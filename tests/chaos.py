@@ -1,6 +1,6 @@
 """Denoise images on a cluster of three nodes on this machine, whose workers and nodes are killed as they work.
 
-    python tests/chaos.py --num_images 300 --num_kills 10
+python tests/chaos.py --num_images 300 --num_kills 10
 """
 
 import argparse
@@ -116,6 +116,7 @@ if __name__ == "__main__":
         print(said, code)
         print(len([p for p in Path(folder, "out").rglob("*") if p.is_file()]))
         import pyarrow.parquet as pq
+
         t = pq.read_table(f"{folder}/out/__report__")
         print(t.num_rows, [r for r in t.to_pylist() if r["error"]])
         print([p for p in Path(folder, "out").rglob(".*")])

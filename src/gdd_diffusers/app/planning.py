@@ -60,7 +60,9 @@ class Batch:
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         if self.done:
-            parts.append(f"{self.seconds:.1f} s, {sum(self.megapixels.values()) / self.seconds:.2f} Mpx/s on {self.device}")
+            parts.append(
+                f"{self.seconds:.1f} s, {sum(self.megapixels.values()) / self.seconds:.2f} Mpx/s on {self.device}"
+            )
             if len(self.outputs) == 1:
                 parts.append(str(self.outputs[self.done[0]]))
         return "; ".join(parts)

@@ -48,14 +48,29 @@ class Storage:
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def list_names(self) -> list[str]:
-        """List all files but hidden ones, sorted, by few requests: a bucket names a thousand objects in each."""
+    @property
+    def address(self) -> str:
+        return self.fs.unstrip_protocol(self.root) + "/"
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All files but hidden ones, sorted, as they were found first. A bucket tells a thousand with each request."""
         names = (path.removeprefix(f"{self.root}/") for path in self.fs.find(self.root))
         return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
-    def holds(self, other: "Storage", name: str) -> bool:
-        """Whether a file of another place lies in this one."""
-        return other.fs.unstrip_protocol(other.path(name)).startswith(self.fs.unstrip_protocol(self.path("")))
+    def names_outside(self, other: "Storage") -> list[str]:
+        """
+        Leave out files that lie in another place, which may be a folder of this one.
+
+        Raises:
+            `ValueError`: If it is this one.
+        """
+        if other.address == self.address:
+            raise ValueError(f"the results need another place than {printable(self.url)}, where the images are.")
+        if not other.address.startswith(self.address):
+            return self.names
+        folder = other.address.removeprefix(self.address)
+        return [name for name in self.names if not name.startswith(folder)]
 
     def exists(self, name: str) -> bool:
         return self.fs.exists(self.path(name))
@@ -76,11 +91,6 @@ class Storage:
         else:
             # buckets show an object when it is complete
             self.fs.put_file(str(file), self.path(name))
-
-
-def is_image(name: str) -> bool:
-    """Whether `gdd denoise` takes this file of a folder for an image."""
-    return PurePosixPath(name).suffix.lower() in readable_suffixes()
 
 
 def possible_results(name: str) -> list[str]:
@@ -105,8 +115,8 @@ def missing_images(source: Storage, target: Storage) -> list[list[str]]:
         `FileNotFoundError`: If there is no image.
         `ValueError`: If two images would have the same result.
     """
-    names = source.list_names()
-    images = [name for name in names if is_image(name) and not target.holds(source, name)]
+    names, suffixes = source.names_outside(target), readable_suffixes()
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in suffixes]
     if not images:
         raise FileNotFoundError(f"{printable(source.url)} holds no image and no Parquet file.")
     image_of: dict[str, str] = {}
@@ -115,7 +125,7 @@ def missing_images(source: Storage, target: Storage) -> list[list[str]]:
             if other := image_of.get(result):
                 raise ValueError(f"{printable(other)} and {printable(name)} would both become {printable(result)}.")
             image_of[result] = name
-    done = {image_of.get(name) for name in target.list_names()}
+    done = {image_of.get(name) for name in target.names}
     files = set(names)
     missing = []
     for name in images:
@@ -190,15 +200,7 @@ class RowGroup:
             return pq.ParquetFile(file).read_row_group(self.index)
 
     def jobs(self, table: pa.Table, column: str) -> list[CellJob]:
-        """
-        Return a job for each row.
-
-        Raises:
-            `ValueError`: If there is no such column.
-        """
-        if column not in table.column_names:
-            names = ", ".join(table.column_names)
-            raise ValueError(f"{printable(self.name)} has no column {column}: choose one of {names} with --column.")
+        """Return a job for each row."""
         return [CellJob(f"{self.name}#{self.index}.{i}", cell) for i, cell in enumerate(table[column].to_pylist())]
 
     def store(self, table: pa.Table, column: str, jobs: list[CellJob], target: Storage) -> None:
@@ -214,27 +216,35 @@ class RowGroup:
             target.store(Path(folder, "part.parquet"), self.result)
 
 
-def missing_row_groups(source: Storage, target: Storage) -> tuple[list[RowGroup] | None, int]:
+def missing_row_groups(source: Storage, target: Storage, column: str) -> tuple[list[RowGroup] | None, int]:
     """
     Compare the Parquet files of a place with the results in another.
 
     Returns:
         The row groups without a result, `None` if there is no Parquet file at all; and the number of their rows.
+
+    Raises:
+        `ValueError`: If a file has no such column.
     """
-    files = [name for name in source.list_names() if name.endswith(".parquet") and not target.holds(source, name)]
+    files = [name for name in source.names_outside(target) if name.endswith(".parquet")]
     if not files:
         return None, 0
-    done = set(target.list_names())
+    done = set(target.names)
     missing, num_rows = [], 0
 
     def rows_of_groups(name: str) -> list[int]:
         with source.fs.open(source.path(name)) as file:
-            metadata = pq.ParquetFile(file).metadata
-            return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            parquet = pq.ParquetFile(file)
+            names = parquet.schema_arrow.names
+            if column not in names:
+                raise ValueError(f"{printable(name)} has no column {column}, but {', '.join(names)}.")
+            return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
 
     with ThreadPoolExecutor(16) as pool:
         for name, sizes in zip(files, pool.map(rows_of_groups, files), strict=True):
-            groups = [RowGroup(name, i) for i in range(len(sizes))]
-            missing += [group for group in groups if group.result not in done]
-            num_rows += sum(size for group, size in zip(groups, sizes) if group.result not in done)
+            for i, size in enumerate(sizes):
+                group = RowGroup(name, i)
+                if group.result not in done:
+                    missing.append(group)
+                    num_rows += size
     return missing, num_rows

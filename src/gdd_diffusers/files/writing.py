@@ -1,6 +1,7 @@
 """Write image files with the format, depth, colours and metadata of the file that the image came from."""
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -204,11 +205,7 @@ def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
     The files in use are locked, and the system releases the locks of a program however it ends.
     """
-    for part in path.parent.glob(".*.part"):
-        if _PART.fullmatch(part.name):
-            with contextlib.suppress(OSError), open(part, "r+b") as file:
-                _lock(file)
-                part.unlink()
+    _delete_abandoned_parts(path.parent)
     while True:
         part = path.with_name(f".{secrets.token_hex(8)}.part")
         with open(part, "x+b") as file:
@@ -221,6 +218,15 @@ def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
                 # another program deleted it before it was locked
             finally:
                 part.unlink(missing_ok=True)
+
+
+@functools.cache  # listing a folder of a million files takes most of a second
+def _delete_abandoned_parts(folder: Path) -> None:
+    for part in folder.glob(".*.part"):
+        if _PART.fullmatch(part.name):
+            with contextlib.suppress(OSError), open(part, "r+b") as file:
+                _lock(file)
+                part.unlink()
 
 
 def _lock(file: BinaryIO) -> None:
