@@ -1,6 +1,7 @@
-"""Denoise images on a cluster of three nodes on this machine, whose workers and nodes are killed as they work.
+"""
+Denoise images on a cluster of three nodes on this machine, and kill its workers and nodes as they work.
 
-python tests/chaos.py --num_images 300 --num_kills 10
+    python tests/chaos.py --num_images 300 --num_broken 10 --num_kills 10
 """
 
 import argparse
@@ -10,16 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 from PIL import Image
-from ray.cluster_utils import Cluster
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "denoise_dataset.py"
-POISON = "poison.png"  # whoever opens it is killed, as if it needed more memory than there is
+FORMATS = ["png", "jpg", "tif", "webp"]
+POISON = "poison.png"
+# Kills whoever opens it, as Linux does with a process that takes more memory than there is.
 KILL_WHO_OPENS_IT = f"""
 import os, signal, sys
 
@@ -31,92 +35,115 @@ sys.addaudithook(kill)
 """
 
 
-def make_images(folder: Path, num_images: int, num_broken: int, largest: int):
-    """Make images of mixed sizes and formats, of which some are broken and one kills its worker."""
+def make_images(folder: Path, num_images: int, num_broken: int, sides: tuple[int, int]):
+    """Make images of mixed sizes and formats, of which some are broken, and one kills its workers."""
     rng = np.random.default_rng(0)
     for i in range(num_images - 1):
-        suffix = ["png", "jpg", "tif", "webp"][i % 4]
-        path = folder / f"{i % 3}" / f"{i:03d}.{suffix}"
+        path = folder / f"{i % 3}" / f"{i:03d}.{FORMATS[i % len(FORMATS)]}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        height, width = rng.integers(16, largest, 2)
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 256, (*rng.integers(*sides, 2), 3), dtype=np.uint8)).save(path)
         if i < num_broken:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (folder / POISON).write_bytes(path.read_bytes())
 
 
-def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """Return the environment of processes that `POISON` kills."""
-    (folder / "python").mkdir(exist_ok=True)
-    (folder / "python" / "sitecustomize.py").write_text(KILL_WHO_OPENS_IT)
-    path = [str(folder / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"} | variables
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def gdd_denoise(source: Path, target: Path, model: str):
+    """Denoise a folder as a user without a cluster does."""
+    gdd = Path(sys.executable).with_name("gdd")
+    subprocess.run([gdd, "denoise", source, "-o", target, "--recursive", "--model", model, "--device", "cpu"])
+
+
+@contextmanager
+def cluster_of_three(folder: Path, **environment: str):
+    """Run a head and two nodes of one core each, in processes that `POISON` kills."""
+    (folder / "sitecustomize.py").write_text(KILL_WHO_OPENS_IT)
+    before = os.environ.copy()
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    os.environ |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"} | environment
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            add_node(cluster)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ |= before
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+
+
+def start(*options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, EXAMPLE, *map(str, options)], stdout=subprocess.PIPE, text=True)
 
 
 def workers() -> list[psutil.Process]:
-    """List the processes of this cluster that denoise."""
+    """List the processes that denoise."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
             if "Denoiser" in " ".join(process.cmdline()):
                 found.append(process)
-        except psutil.NoSuchProcess:
-            pass
+        except psutil.Error:
+            pass  # it has just ended
     return found
 
 
-def kill_at_random(cluster: Cluster, rng: random.Random) -> str:
-    """Kill a worker or, one time in three, a node, which another replaces."""
-    if rng.random() < 1 / 3:
-        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-        cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-        return "a node"
-    found = workers()
-    if found:
-        rng.choice(found).kill()
-    return "a worker" if found else "nobody"
+def kill_while_running(driver: subprocess.Popen, cluster, num_results, kinds: list[str]):
+    """Kill a worker or a node, as `kinds` says, whenever `num_results` has grown, until the driver ends."""
+    rng, start, killed, last = random.Random(0), time.monotonic(), 0, 0
+    while driver.poll() is None:
+        time.sleep(0.2)
+        if killed < len(kinds) and num_results() > last and (found := workers()):
+            last = num_results()
+            if kinds[killed] == "node":
+                cluster.remove_node(rng.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)
+                add_node(cluster)
+            else:
+                rng.choice(found).kill()
+            killed += 1
+            print(f"{time.monotonic() - start:4.0f} s, {last} results: killed a {kinds[killed - 1]}", flush=True)
+    assert killed == len(kinds), f"the run was over after {killed} kills"
 
 
-def run(folder: Path, num_kills: int, options: list[str], seed: int = 0):
-    """Denoise `in` to `out`, and kill so many workers and nodes while results appear."""
-    os.environ |= environment(folder)
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False},
-    )
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-        command = [sys.executable, EXAMPLE, "--input", folder / "in", "--output", folder / "out", *options]
-        driver = subprocess.Popen(
-            command, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=subprocess.PIPE, text=True
-        )
-        rng, killed, start = random.Random(seed), [], time.monotonic()
-        num_images = sum(path.is_file() for path in (folder / "in").rglob("*"))
-        while driver.poll() is None:
-            time.sleep(0.2)
-            num_results = sum(path.is_file() for path in (folder / "out").rglob("*"))
-            if num_results > len(killed) * num_images / (num_kills + 1) and len(killed) < num_kills and workers():
-                killed.append(kill_at_random(cluster, rng))
-                print(f"{time.monotonic() - start:5.0f} s, {num_results} results: killed {killed[-1]}", flush=True)
-        return driver.returncode, driver.stdout.read(), killed
-    finally:
-        cluster.shutdown()
+def check(source: Path, target: Path, expected: Path, num_broken: int):
+    """Compare the results with those of `gdd denoise`, and the report with what is wrong with the images."""
+    report = pq.read_table(target / "__report__").to_pylist()
+    results = {name: data for name, data in files_in(target).items() if not name.startswith("__report__")}
+    assert results == files_in(expected)
+    failed = {row["name"]: row["error"] for row in report if row["error"]}
+    assert failed.pop(POISON) == "3 workers died with this image in hand."
+    assert len(failed) == num_broken and all("damaged" in reason for reason in failed.values())
+    assert sorted(row["name"] for row in report) == sorted(files_in(source))
+    print(f"{len(results)} results, each that of gdd denoise; {1 + len(failed)} reported; no other file")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_images", type=int, default=300)
     parser.add_argument("--num_broken", type=int, default=10)
     parser.add_argument("--num_kills", type=int, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder, "in"), args.num_images, args.num_broken, largest=500)
-        code, said, killed = run(Path(folder), args.num_kills, ["--model", "gdd-fast", "--batch_size", "4"])
-        print(said, code)
-        print(len([p for p in Path(folder, "out").rglob("*") if p.is_file()]))
-        import pyarrow.parquet as pq
-
-        t = pq.read_table(f"{folder}/out/__report__")
-        print(t.num_rows, [r for r in t.to_pylist() if r["error"]])
-        print([p for p in Path(folder, "out").rglob(".*")])
+        source, target, expected = (Path(folder, name) for name in ("in", "out", "expected"))
+        make_images(source, args.num_images, args.num_broken, sides=(100, 1000))
+        with cluster_of_three(Path(folder)) as cluster:
+            driver = start("--input", source, "--output", target, "--model", "gdd-fast")
+            step = args.num_images / (args.num_kills + 1)
+            kinds = [["worker", "worker", "node"][i % 3] for i in range(args.num_kills)]
+            kill_while_running(driver, cluster, lambda: len(files_in(target)) // step, kinds)
+            print(driver.stdout.read())
+        (source / POISON).rename(Path(folder, POISON))
+        gdd_denoise(source, expected, "gdd-fast")
+        Path(folder, POISON).rename(source / POISON)
+        check(source, target, expected, args.num_broken)

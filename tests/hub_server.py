@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 TOKEN = "hf_" + "t" * 34
@@ -49,6 +49,16 @@ def etag_of(path: str, content: bytes) -> str:
     if is_lfs(path):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def describe(files: dict[str, bytes]) -> list[dict]:
+    entries = []
+    for path, content in files.items():
+        entry = {"type": "file", "path": path, "size": len(content), "oid": etag_of(path, content)}
+        if is_lfs(path):
+            entry["lfs"] = {"oid": etag_of(path, content), "size": len(content), "pointerSize": 134}
+        entries.append(entry)
+    return entries
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -125,17 +135,22 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, name, revision, folder, body):
         repo, _, files = self.find(name, revision)
         if repo:
-            prefix, entries, folders = f"{folder}/" if folder else "", [], set()
+            prefix, inside, folders = f"{folder}/" if folder else "", {}, set()
             for path, content in files.items():
                 if not path.startswith(prefix):
                     continue
                 if "recursive=false" in self.path and "/" in (rest := path.removeprefix(prefix)):
                     folders.add(prefix + rest.partition("/")[0])
                     continue
-                entry = {"type": "file", "path": path, "size": len(content), "oid": etag_of(path, content)}
-                if is_lfs(path):
-                    entry["lfs"] = {"oid": etag_of(path, content), "size": len(content), "pointerSize": 134}
-                entries.append(entry)
+                inside[path] = content
+            self.answer(describe(inside) + [{"type": "directory", "path": path, "oid": ""} for path in folders])
+
+    def paths_info(self, name, revision, body):
+        repo, _, files = self.find(name, revision)
+        if repo:
+            paths = parse_qs(body.decode())["paths"]
+            folders = [path for path in paths if any(file.startswith(f"{path}/") for file in files)]
+            entries = describe({path: files[path] for path in paths if path in files})
             self.answer(entries + [{"type": "directory", "path": path, "oid": ""} for path in folders])
 
     def resolve(self, name, revision, path, body):
@@ -149,11 +164,12 @@ class Handler(BaseHTTPRequestHandler):
         headers["ETag"] = f'"{etag_of(path, content)}"'
         if self.fault and self.fault.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if begin:
-            first, size = int(begin[1]), len(content)
-            headers["Content_Range"] = f"bytes {first}-{size - 1}/{size}"
-            return self.answer(content[first:], 206, **headers)
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if part:
+            first, size = int(part[1]), len(content)
+            last = int(part[2] or size - 1)
+            headers["Content_Range"] = f"bytes {first}-{last}/{size}"
+            return self.answer(content[first : last + 1], 206, **headers)
         self.answer(content, **headers)
 
     # Writing
@@ -223,6 +239,7 @@ class Handler(BaseHTTPRequestHandler):
         rf"/api/models/{NAME}/preupload/(.+)": preupload,
         rf"/api/models/{NAME}/commit/(.+)": commit,
         rf"/api/models/{NAME}/tree/([^/]+)(?:/(.+))?": tree,
+        rf"/api/models/{NAME}/paths-info/([^/]+)": paths_info,
         rf"/api/models/{NAME}(?:/revision/(.+))?": info,
         rf"/{NAME}/resolve/([^/]+)/(.+)": resolve,
         rf"/{NAME}\.git/info/lfs/objects/batch": lfs_batch,

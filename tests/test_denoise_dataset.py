@@ -1,0 +1,130 @@
+"""examples/denoise_dataset.py on a cluster of three nodes on this machine, with a Hub and a bucket beside it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+from chaos import POISON, check, cluster_of_three, files_in, gdd_denoise, kill_while_running, make_images, start
+from conftest import make_pipeline
+from hub_server import TOKEN, Hub, Repo
+
+
+s3fs = pytest.importorskip("s3fs")
+pytest.importorskip("ray")
+moto_server = pytest.importorskip("moto.server")
+pytestmark = pytest.mark.slow
+NUM_IMAGES, NUM_BROKEN = 26, 2
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, images, and what `gdd denoise` makes of them."""
+    folder = tmp_path_factory.mktemp("cluster")
+    make_pipeline(tile_size=64, tile_overlap=16).save_pretrained(folder / "model")
+    make_images(folder / "in", NUM_IMAGES, NUM_BROKEN, sides=(20, 200))
+    (folder / "in" / POISON).rename(folder / POISON)
+    gdd_denoise(folder / "in", folder / "expected", str(folder / "model"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder, hub):
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    environment |= {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "anything", "NO_PROXY": "127.0.0.1"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "home")}
+    with cluster_of_three(folder, HF_HUB_DISABLE_XET="1", **environment) as cluster:
+        yield cluster
+    server.stop()
+
+
+def finish(driver) -> str:
+    said = driver.communicate(timeout=300)[0]
+    assert driver.returncode == 0, said
+    return said
+
+
+def test_whatever_is_killed_each_image_has_one_result_or_a_reason(cluster, folder, tmp_path):
+    (folder / POISON).rename(folder / "in" / POISON)
+    driver = start("--input", folder / "in", "--output", tmp_path / "out", "--model", folder / "model")
+    kill_while_running(driver, cluster, lambda: len(files_in(tmp_path / "out")), ["worker", "node"])
+    said = finish(driver)
+    check(folder / "in", tmp_path / "out", folder / "expected", NUM_BROKEN)
+    assert f"{NUM_IMAGES - NUM_BROKEN - 1} denoised, {NUM_BROKEN + 1} failed" in said
+    (folder / "in" / POISON).rename(folder / POISON)
+
+
+def test_a_bucket_is_denoised_once_though_the_driver_is_killed(cluster, folder):
+    bucket = s3fs.S3FileSystem()
+    bucket.mkdir("photos")
+    bucket.put(f"{folder}/in/", "photos/noisy/", recursive=True)
+    options = ["--input", "s3://photos/noisy", "--output", "s3://photos/clean", "--model", folder / "model"]
+    driver = start(*options, "--batch_size", 1)
+    while driver.poll() is None and not (first := bucket.find("photos/clean", detail=True)):
+        time.sleep(0.05)
+        bucket.invalidate_cache()
+    driver.kill()
+    driver.wait()
+    said = finish(start(*options))
+    bucket.invalidate_cache()
+    results = bucket.find("photos/clean", detail=True)
+    assert 0 < len(first) < NUM_IMAGES - NUM_BROKEN - 1
+    assert all(results[path]["LastModified"] == first[path]["LastModified"] for path in first)
+    contents = {path.removeprefix("photos/clean/"): bucket.cat(path) for path in results if "__report__" not in path}
+    assert contents == files_in(folder / "expected")
+    assert "Nothing to do" not in said
+
+
+def test_a_dataset_comes_from_the_hub_and_returns_with_one_more_column(cluster, folder, hub, tmp_path):
+    names = sorted(files_in(folder / "expected"))
+    cells = [{"bytes": (folder / "in" / name).read_bytes(), "path": name} for name in names]
+    cells.append({"bytes": b"nothing that could be an image", "path": "broken.png"})
+    features = datasets.Features({"photo": datasets.Image(), "label": datasets.Value("int64")})
+    noisy = datasets.Dataset.from_dict({"photo": cells, "label": list(range(len(cells)))}, features=features)
+    noisy.to_parquet(tmp_path / "noisy.parquet", batch_size=5)
+    for name, files in {
+        "noisy": {"data/train.parquet": (tmp_path / "noisy.parquet").read_bytes()},
+        "clean": {},
+    }.items():
+        hub.repos[f"org/{name}"] = Repo()
+        hub.repos[f"org/{name}"].commit(files)
+
+    options = ["--input", "hf://datasets/org/noisy", "--output", "hf://datasets/org/clean", "--column", "photo"]
+    said = finish(start(*options, "--model", folder / "model"))
+    repo = hub.repos["org/clean"]
+    for name, data in repo.commits[repo.sha].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    clean = datasets.load_dataset("parquet", data_dir=str(tmp_path / "data"), split="train", cache_dir=str(tmp_path))
+    assert clean.column_names == ["photo", "label", "photo_denoised"] and clean[0]["photo_denoised"].size
+    raw = clean.cast_column("photo_denoised", datasets.Image(decode=False)).sort("label")["photo_denoised"]
+    assert raw[len(names)] is None
+    for name, cell in zip(names, raw, strict=False):
+        assert cell["bytes"] == (folder / "expected" / name).read_bytes()
+    assert f"{len(names)} denoised, 1 failed" in said
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--input", "missing"], "missing holds no image"),
+        (["--input", "in", "--model", "missing"], "there is no folder missing"),
+        (["--input", "in", "--steps", "2000"], "steps must be at most 1000"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(options, said, folder):
+    command = [sys.executable, Path(__file__).parents[1] / "examples" / "denoise_dataset.py", "--output", "out"]
+    process = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.startswith("error: ")
+    assert said in process.stderr and process.stderr.count("\n") == 1
