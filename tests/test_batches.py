@@ -1,5 +1,6 @@
 import logging
 import pickle
+from functools import partial
 
 import datasets
 import numpy as np
@@ -273,11 +274,43 @@ def test_batches_reach_workers_under_every_start_method(streamed, clean_dir):
         assert_equal(pickle.loads(pickle.dumps(batches))[1], batches[1])
 
 
-def test_two_processes_divide_a_stream(streamed):
-    whole = batches_of(streamed(), add_noise, batch_size=16)
-    halves = [batches_of(streamed(), add_noise, process_index=i, num_processes=2) for i in range(2)]
-    for k in range(4):
-        assert halves[0][k]["files"] + halves[1][k]["files"] == whole[k]["files"]
+@pytest.mark.parametrize("num_processes", [2, 4, 8])  # of four files
+def test_processes_divide_every_epoch_of_a_stream(streamed, num_processes):
+    rows = 40 // num_processes
+    batches = [
+        batches_of(streamed(), add_noise, batch_size=rows, process_index=i, num_processes=num_processes)
+        for i in range(num_processes)
+    ]
+    for epoch in range(3):
+        files = [file for of_process in batches for file in of_process[epoch]["files"]]
+        # the unreadable row is replaced by the one before
+        assert len(files) == 40 and len(set(files)) == 39
+    again = batches_of(streamed(), add_noise, batch_size=rows, process_index=1, num_processes=num_processes)
+    assert_equal(again[2], batches[1][2])  # exact resume
+
+
+def test_a_process_reads_its_own_files_of_a_stream():
+    def rows_of(files, log):
+        for file in files:
+            log.append(file)
+            for _ in range(10):
+                yield {"clean": Image.effect_noise((32, 32), 50).convert("RGB")}
+
+    logs = [], []
+    for process, log in enumerate(logs):
+        features = datasets.Features({"clean": datasets.Image()})
+        stream = datasets.IterableDataset.from_generator(
+            partial(rows_of, log=log), gen_kwargs={"files": [0, 1, 2, 3]}, features=features
+        )
+        batches_of(stream, add_noise, batch_size=20, process_index=process, num_processes=2)[0]
+    assert sorted(logs[0] + logs[1]) == [0, 1, 2, 3] and len(logs[0]) == len(logs[1]) == 2
+
+
+def test_more_processes_than_rows_are_an_error():
+    features = datasets.Features({"clean": datasets.Image()})
+    stream = datasets.Dataset.from_dict({"clean": [None]}, features=features).to_iterable_dataset()
+    with pytest.raises(ValueError, match="too few rows for 2 processes"):
+        batches_of(stream, add_noise, process_index=1, num_processes=2)[0]
 
 
 def test_an_empty_stream_is_an_error():

@@ -90,27 +90,36 @@ class PairedImages:
 
 class StreamedImages(PairedImages):
     """
-    The rows of a streamed dataset in a fixed, shuffled order, epoch after epoch: sample n of the training is row n.
+    The rows of a streamed dataset in a fixed, shuffled order, epoch after epoch: sample n of a process is its row n.
 
-    Every process reads the whole stream but decodes its own rows only. To resume at row n, it skips those before.
+    In every epoch a process reads its own share of the files, another each time; if there are fewer files than
+    processes, it reads all of them and keeps its share of the rows. To resume at row n, it skips those before.
     """
 
-    def __init__(self, dataset: datasets.IterableDataset, seed: int):
+    def __init__(self, dataset: datasets.IterableDataset, seed: int, process_index: int = 0, num_processes: int = 1):
         super().__init__(dataset)
-        self.seed = seed
+        self.seed, self.process_index, self.num_processes = seed, process_index, num_processes
         self.position = 0  # of the next row, counted over all epochs
         self.rows: Iterator[dict] | None = None
         self.last: dict | None = None  # replaces an unreadable row
 
-    def shuffled_epoch(self, epoch: int) -> Iterator[dict]:
+    def epoch(self, epoch: int) -> Iterator[dict]:
+        """Yield the rows of this process once."""
+        rng = np.random.default_rng([self.seed, epoch])
+        num_files = self.dataset.num_shards
+        files = rng.permutation(num_files)
+        share = slice(self.process_index, None, self.num_processes)
+        if num_files < self.num_processes:
+            return itertools.islice(self.shuffle(files, rng), share.start, None, share.step)
+        return self.shuffle(files[share], rng)
+
+    def shuffle(self, files: np.ndarray, rng: np.random.Generator) -> Iterator[dict]:
         """
-        Yield every row once, from eight files at a time, through a buffer.
+        Yield every row of some files once, from eight files at a time, through a buffer.
 
         `IterableDataset.shuffle` does the same, but its order in a worker process is a different one.
         """
-        rng = np.random.default_rng([self.seed, epoch])
-        num_files = self.dataset.num_shards
-        closed = [self.dataset.shard(num_files, int(i)) for i in rng.permutation(num_files)]
+        closed = [self.dataset.shard(self.dataset.num_shards, int(i)) for i in files]
         opened, buffer = [], []
         while closed or opened:
             while closed and len(opened) < 8:
@@ -123,14 +132,24 @@ class StreamedImages(PairedImages):
             buffer.append(row)
             if len(buffer) > 256:
                 yield buffer.pop(rng.integers(len(buffer)))
-        if epoch == 0 and not buffer:
-            raise ValueError("The streamed dataset is empty.")
         yield from (buffer[i] for i in rng.permutation(len(buffer)))
+
+    def all_epochs(self) -> Iterator[dict]:
+        for epoch in itertools.count():
+            rows = self.epoch(epoch)
+            first = next(rows, None)
+            if first is not None:
+                yield first
+            elif epoch == 0:
+                raise ValueError(
+                    f"The streamed dataset is empty, or has too few rows for {self.num_processes} processes."
+                )
+            yield from rows
 
     def draw(self, rng: np.random.Generator, sample_number: int) -> dict:
         """Return row `sample_number`, counted over all epochs."""
         if self.rows is None or sample_number < self.position:
-            self.rows = itertools.chain.from_iterable(map(self.shuffled_epoch, itertools.count()))
+            self.rows = self.all_epochs()
             self.position, self.last = 0, None
         while self.position <= sample_number or self.last is None:
             cells = next(self.rows)
@@ -157,7 +176,8 @@ class TrainingBatches(torch.utils.data.Dataset):
     A map-style dataset whose item k is batch k of the training, a function of `seed`, k and the process alone.
 
     A resumed training therefore sees the data it would have seen. Two processes with batches of b (a multiple of 8
-    where noise is simulated) together see what one process sees with batches of 2b.
+    where noise is simulated) together see what one process sees with batches of 2b; of a stream, each reads its own
+    share.
 
     Items are dicts of `noisy` and `clean` (uint8, `[B, 3, crop, crop]`), `u` (float32, `[B]`, uniform in [0, 1), for
     the timesteps) and `files`, the names of the images.
@@ -216,8 +236,8 @@ class TrainingBatches(torch.utils.data.Dataset):
             self.crop_sizes[: round(until * num_batches)] = crop
         shrinkage = (crop_schedule[0][0] / self.crop_sizes) ** 2
         self.batch_sizes = np.maximum(1, np.rint(batch_size * shrinkage).astype(int))
-        # Number of the first sample of each batch, counted over all processes.
-        self.first_samples = num_processes * (np.cumsum(self.batch_sizes) - self.batch_sizes)
+        # Number of the first sample of each batch, counted over the batches of one process.
+        self.first_samples = np.cumsum(self.batch_sizes) - self.batch_sizes
         self.group_size = SIMULATION_GROUP if self.device.type == "cpu" else self.batch_sizes.max()
 
         self.images: list[PairedImages] = []
@@ -225,7 +245,7 @@ class TrainingBatches(torch.utils.data.Dataset):
             if source.simulator is None and "noisy" not in source.dataset.features:
                 raise ValueError("A source of clean images alone needs a simulator.")
             if isinstance(source.dataset, datasets.IterableDataset):
-                self.images.append(StreamedImages(source.dataset, seed))
+                self.images.append(StreamedImages(source.dataset, seed, process_index, num_processes))
             else:
                 self.images.append(PairedImages(source.dataset))
                 check_sizes(self.images[-1], max(crop for crop, _ in crop_schedule))
@@ -248,7 +268,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         """Return sample i of batch k, counted over all processes: a random crop, randomly flipped and turned."""
         rng = np.random.default_rng([self.seed, k, i])
         source = int(rng.choice(len(self.images), p=self.probabilities))
-        images = self.images[source].draw(rng, self.first_samples[k] + i)
+        sample_number = self.first_samples[k] + i - self.process_index * self.batch_sizes[k]
+        images = self.images[source].draw(rng, sample_number)
         height, width = images["clean"].shape[:2]
         _check_size(images["file"], (width, height), crop)
         top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
