@@ -8,6 +8,7 @@ import resource
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -750,6 +751,44 @@ def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     for name, tensor in load_file(tmp_path / WEIGHTS).items():
         torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
+
+
+def train_on_two_machines(data, output_dir, **options):
+    """Launch a process on each of two machines, here one, which share a folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    machines = []
+    for rank in "01":
+        options_of_rank = script(data, output_dir, **options)
+        launcher = ["torch.distributed.run", "--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1"]
+        launcher += ["--master_addr", "127.0.0.1", "--master_port", port, EXAMPLES / "train.py"]
+        command = [sys.executable, "-m", *launcher, *options_of_rank.pop("args")]
+        machines.append(subprocess.Popen(command, **options_of_rank))
+    for machine in machines:
+        said = machine.communicate()[0].decode()
+        assert machine.returncode == 0, said
+
+
+def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    (tmp_path / "hub").mkdir()
+    features = datasets.Features({"noisy": datasets.Image(), "clean": datasets.Image()})
+    for name in ("train-0", "train-1", "validation"):
+        cells = {
+            column: [
+                {"bytes": path.read_bytes(), "path": f"{name}-{path.name}"}
+                for path in find_images(data / "pairs" / column)
+            ]
+            for column in features
+        }
+        datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
+    train_on_two_machines(data, tmp_path / "a", **options)
+    train_on_two_machines(data, tmp_path / "b", max_train_minutes=0, **options)
+    assert not (tmp_path / "b" / "checkpoint-6").exists()
+    train_on_two_machines(data, tmp_path / "b", resume_from_checkpoint="latest", **options)
+    assert_same_training(tmp_path / "a", tmp_path / "b", "checkpoint-6")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
