@@ -1,5 +1,6 @@
 """Find images and data sets in folders, buckets and on the Hub, fetch their files, and store results."""
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Storage:
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
-        return fsspec.url_to_fs(self.url)
+        fs, root = fsspec.url_to_fs(self.url)
+        return fs, os.path.realpath(root) if "file" in fs.protocol else root
 
     def __getstate__(self):
         # a file system belongs to the process that made it; a relative folder becomes an absolute one
