@@ -213,7 +213,6 @@ def main(args):
         args.model = os.path.abspath(args.model)  # workers have other folders to start from
     configure(load_model(args.model, "cpu"), args.steps)  # what is wrong here would be wrong in every worker
     ray.init(log_to_driver=False, logging_level="ERROR")
-    logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tries = Tries.options(scheduling_strategy=here).remote()
@@ -228,6 +227,7 @@ def main(args):
         num_gpus=args.num_gpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_tasks_in_flight_per_actor=2),
     )
+    logging.getLogger("ray.data").setLevel("ERROR")  # which has just set it to another
     report = Report(target, total)
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
