@@ -12,6 +12,7 @@ its name once it is whole, and the same command again makes those that are missi
 import argparse
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -50,11 +51,19 @@ def parse_args(argv=None):
     add("--model", help="gdd-small, gdd-fast, a folder, or ORG/NAME[@REVISION] on the Hub; gdd-small if not given.")
     add("--steps", type=int, help="Denoising steps; the model's own if not given.")
     add("--strength", type=float, default=1.0, help="0 leaves an image as it is, 1 removes all noise.")
-    add("--num_gpus", type=float, default=0, help="Per worker. With 0.5, one decodes while another denoises.")
+    add(
+        "--num_gpus",
+        type=float,
+        default=0,
+        help="Per worker, which computes on the CPU with 0; with 0.5, two share one.",
+    )
     add("--num_cpus", type=int, default=1, help="Per worker, which computes with as many threads.")
     add("--batch_size", type=int, default=8, help="Images that a worker takes at a time.")
     add("--max_tries", type=int, default=3, help="Workers that may die with an image in hand before it is left out.")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(args.num_cpus, args.batch_size, args.max_tries) < 1 or args.num_gpus < 0 or not 0 <= args.strength <= 1:
+        parser.error("--num_cpus, --batch_size and --max_tries start at 1, --num_gpus at 0; --strength is in [0, 1].")
+    return args
 
 
 @ray.remote(num_cpus=0)
@@ -124,6 +133,7 @@ class Denoiser:
         return rows
 
     def denoise_in(self, folder: Path, jobs: list, is_retry: bool) -> list[dict]:
+        """Fetch images into a folder, denoise them as `gdd denoise` does, and store the results."""
         rows, batch, job_of = {job.name: {"name": job.name} for job in jobs}, Batch(), {}
         for i, job in enumerate(jobs):
             try:
@@ -135,9 +145,10 @@ class Denoiser:
             except Exception as error:  # of any kind: the other images can still be denoised
                 rows[job.name]["error"] = first_line(error)
         if batch.jobs:
-            run(
-                batch, self.pipe, True, FileOptions(), num_inference_steps=self.args.steps, strength=self.args.strength
-            )
+            options = {"num_inference_steps": self.args.steps, "strength": self.args.strength}
+            run(batch, self.pipe, quiet=True, files=FileOptions(), **options)
+        if batch.interrupted:
+            raise KeyboardInterrupt
         for path in batch.done:
             row = rows[job_of[path].name]
             try:
@@ -149,9 +160,7 @@ class Denoiser:
             row["seconds"] = batch.seconds * batch.megapixels[path] / sum(batch.megapixels.values())
             row["worker"] = self.worker
         for path, reason in batch.failed.items():
-            rows[job_of[path].name]["error"] = reason.replace(f"{path.parent}/", "").replace(
-                f"{path.parent}-denoised/", ""
-            )
+            rows[job_of[path].name]["error"] = re.sub(rf"{re.escape(str(folder))}/[^/]*/", "", reason)
         return list(rows.values())
 
 
@@ -214,6 +223,9 @@ def main(args):
     configure(load_model(args.model, "cpu"), args.steps)  # what is wrong here would be wrong in every worker
     ray.init(log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
+    sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes()]
+    if not any(cpus >= args.num_cpus and gpus >= args.num_gpus for cpus, gpus in sizes):
+        print(f"No machine has {args.num_cpus} cores and {args.num_gpus:g} GPUs. Waiting for one.", file=sys.stderr)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tries = Tries.options(scheduling_strategy=here).remote()
     rows_per_block = 1 if "index" in jobs[0] else args.batch_size
