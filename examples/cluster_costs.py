@@ -36,15 +36,19 @@ def parse_args():
     add("--threads", type=int, nargs="+", default=[1, 2], help="Several on an idle machine only: they wait actively.")
     add("--num_small", type=int, default=2000, help="Images of 64 x 64 pixels, to see memory and the time of each.")
     add = commands.add_parser("simulate", formatter_class=HelpFormatter).add_argument
-    add("--report", required=True, help="Folder of reports whose service times are drawn.")
+    add("--report", help="Folder of reports whose service times are drawn.")
+    add("--seconds", type=float, nargs="+", default=[], help="Service times to draw from instead.")
     add("--num_workers", type=int, nargs="+", default=[1, 8, 64], help="Workers, a table's row each.")
     add("--num_images", type=int, default=1_000_000, help="To denoise.")
-    add("--megapixels", type=float, default=12, help="Of each image; service times grow with it.")
+    add("--megapixels", type=float, default=12, help="Of each image: the times in a report grow with it.")
     add("--batch_size", type=int, default=8, help="Images that are done again if their worker dies.")
     add("--hours_between_failures", type=float, default=24, help="Of a worker, on average.")
     add("--restart_seconds", type=float, default=30, help="Until another worker takes its place.")
     add("--slow_share", type=float, default=0.05, help="Share of the workers that take twice as long.")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.command == "simulate" and not (args.report or args.seconds):
+        parser.error("simulate needs --report or --seconds.")
+    return args
 
 
 # Measuring
@@ -131,9 +135,11 @@ def ray_on_two_cores() -> str:
 
 def simulate(args):
     """Print for each number of workers how long all images take."""
-    report = pq.read_table(args.report, columns=["megapixels", "seconds"]).to_pandas().dropna()
-    seconds = (args.megapixels * report["seconds"] / report["megapixels"]).to_numpy()
-    print(f"{len(seconds)} measured images: {seconds.mean():.2f} s for {args.megapixels:g} megapixels on average")
+    seconds = np.array(args.seconds)
+    if args.report:
+        report = pq.read_table(args.report, columns=["megapixels", "seconds"]).to_pandas().dropna()
+        seconds = (args.megapixels * report["seconds"] / report["megapixels"]).to_numpy()
+    print(f"{seconds.mean():.2f} s an image on average, of {len(seconds)} measured ones\n")
     rows = []
     for num_workers in args.num_workers:
         hours, num_failures = simulate_run(seconds, num_workers, args)

@@ -42,7 +42,7 @@ REPORT = pa.schema(
 )
 
 
-def parse_args(argv=None):
+def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--input", required=True, help="Folder or URL of images or of Parquet files; folders within it count, too.")
@@ -60,7 +60,7 @@ def parse_args(argv=None):
     add("--num_cpus", type=int, default=1, help="Per worker, which computes with as many threads.")
     add("--batch_size", type=int, default=8, help="Images that a worker takes at a time.")
     add("--max_tries", type=int, default=3, help="Workers that may die with an image in hand before it is left out.")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if min(args.num_cpus, args.batch_size, args.max_tries) < 1 or args.num_gpus < 0 or not 0 <= args.strength <= 1:
         parser.error("--num_cpus, --batch_size and --max_tries start at 1, --num_gpus at 0; --strength is in [0, 1].")
     return args

@@ -136,7 +136,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source, target, expected = (Path(folder, name) for name in ("in", "out", "expected"))
-        make_images(source, args.num_images, args.num_broken, sides=(100, 1000))
+        make_images(source, args.num_images, args.num_broken, sides=(60, 600))
         with cluster_of_three(Path(folder)) as cluster:
             driver = start("--input", source, "--output", target, "--model", "gdd-fast")
             step = args.num_images / (args.num_kills + 1)
