@@ -31,8 +31,8 @@ def parse_args():
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("measure", formatter_class=HelpFormatter).add_argument
     add("--model", default="gdd-fast", help="A name, a folder or a Hub repo.")
-    add("--num_images", type=int, default=40, help="To denoise by every method.")
-    add("--side", type=int, default=700, help="Of these images, in pixels.")
+    add("--num_images", type=int, default=96, help="To denoise by every method.")
+    add("--side", type=int, default=500, help="Of these images, in pixels.")
     add("--threads", type=int, nargs="+", default=[1, 2], help="Several on an idle machine only: they wait actively.")
     add("--num_small", type=int, default=2000, help="Images of 64 x 64 pixels, to see memory and the time of each.")
     add = commands.add_parser("simulate", formatter_class=HelpFormatter).add_argument
@@ -55,32 +55,35 @@ def parse_args():
 
 
 class Watch:
-    """Add up the processor time of all processes below this one, and record the memory of those that denoise."""
+    """Run a command, and add up the processor time of all processes below this one meanwhile."""
 
-    def __init__(self):
-        self.cpu_seconds, self.memory = {}, {}
+    def __init__(self, command: list[str], **environment: str):
+        self.cpu_seconds, self.memory, self.earlier = {}, {}, set()
+        before = self.look()
+        self.earlier = set(self.memory)  # workers of the run before that have not ended yet
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            after = self.look()
+            time.sleep(0.2)
+        if process.returncode:
+            raise OSError(f"{' '.join(command)} failed.")
+        self.seconds_of_workers, self.seconds_of_rest = (b - a for a, b in zip(before, after, strict=True))
 
-    def look(self):
+    def look(self) -> tuple[float, float]:
+        """Return the processor time of workers that denoise, and of the rest. Note the memory of these workers."""
         for process in psutil.Process().children(recursive=True):
             try:
                 times, key = process.cpu_times(), (process.pid, process.create_time())
-                self.cpu_seconds[key] = times.user + times.system
-                if "Denoiser" in " ".join(process.cmdline()):
+                is_worker = "Denoiser" in " ".join(process.cmdline()) and key not in self.earlier
+                self.cpu_seconds[key] = (is_worker, times.user + times.system)
+                if is_worker:
                     self.memory.setdefault(key, []).append(process.memory_info().rss / 1e6)
             except psutil.Error:
                 pass  # it has just ended
-
-    def run(self, command: list, **environment: str) -> float:
-        """Return the processor time of a command, and of the cluster meanwhile."""
-        self.look()
-        before = sum(self.cpu_seconds.values())
-        process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
-        while process.poll() is None:
-            self.look()
-            time.sleep(0.1)
-        if process.returncode:
-            raise OSError(f"{' '.join(command)} failed.")
-        return sum(self.cpu_seconds.values()) - before
+        parts = {True: 0.0, False: 0.0}
+        for is_worker, seconds in self.cpu_seconds.values():
+            parts[is_worker] += seconds
+        return parts[True], parts[False]
 
 
 def make_images(folder: Path, count: int, side: int) -> Path:
@@ -107,18 +110,21 @@ def measure(args):
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for count, side in ((args.num_images, args.side), (args.num_small, 64)):
-            few, many = (make_images(Path(name, f"{side}-{n}"), n, side) for n in (count // 8, count))
+            few, many = (make_images(Path(name, f"{side}-{n}"), n, side) for n in (count // 4, count))
             for method, (threads, command) in methods.items():
-                watch, seconds = Watch(), []
+                watches = []
                 for source in (few, many):
                     places = {"source": source, "target": Path(name, f"{method} {source.name}")}
                     command_of_source = [str(word).format(**places) for word in command]
-                    seconds.append(watch.run(command_of_source, RAY_ADDRESS=ray, OMP_NUM_THREADS=f"{threads}"))
-                each = (seconds[1] - seconds[0]) / (count - count // 8)
-                memory = max(watch.memory.values(), key=len, default=[])
+                    watches.append(Watch(command_of_source, RAY_ADDRESS=ray, OMP_NUM_THREADS=f"{threads}"))
+                each = [
+                    1000 * (getattr(watches[1], part) - getattr(watches[0], part)) / (count - count // 4)
+                    for part in ("seconds_of_workers", "seconds_of_rest")
+                ]
+                memory = max(watches[1].memory.values(), key=len) if command[0] == cluster[0] else []
                 quarters = [f"{max(part):.0f}" for part in np.array_split(memory, 4)] if memory else ["-"] * 4
-                rows.append([method, f"{count} of {side} x {side}", f"{1000 * each:.1f}", *quarters])
-    header = ["", "images", "ms an image"] + [f"MB in quarter {i}" for i in range(1, 5)]
+                rows.append([method, f"{count} of {side} x {side}", *(f"{part:.1f}" for part in each), *quarters])
+    header = ["", "images", "ms of workers an image", "ms of the rest"] + [f"MB in quarter {i}" for i in range(1, 5)]
     print(markdown_table(header, rows, num_text_columns=2))
 
 
