@@ -59,8 +59,9 @@ class Watch:
 
     def __init__(self, command: list[str], **environment: str):
         self.cpu_seconds, self.memory, self.earlier = {}, {}, set()
-        before = self.look()
+        self.look()
         self.earlier = set(self.memory)  # workers of the run before that have not ended yet
+        before = self.look()
         process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             after = self.look()
@@ -133,7 +134,7 @@ def ray_on_two_cores() -> str:
     import ray
 
     options = {"object_store_memory": 200_000_000, "include_dashboard": False, "log_to_driver": False}
-    return ray.init(num_cpus=2, **options).address_info["gcs_address"]
+    return ray.init("local", num_cpus=2, **options).address_info["gcs_address"]
 
 
 # Simulating

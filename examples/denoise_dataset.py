@@ -221,7 +221,6 @@ def main(args):
     if args.model and os.path.isdir(args.model):
         args.model = os.path.abspath(args.model)  # workers have other folders to start from
     configure(load_model(args.model, "cpu"), args.steps)  # what is wrong here would be wrong in every worker
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray calls it an error that it keeps a worker's arguments
     ray.init(log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes()]
