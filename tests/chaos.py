@@ -99,20 +99,20 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def kill_while_running(driver: subprocess.Popen, cluster, num_results, kinds: list[str]):
-    """Kill a worker or a node, as `kinds` says, whenever `num_results` has grown, until the driver ends."""
-    rng, start, killed, last = random.Random(0), time.monotonic(), 0, 0
+def kill_while_running(driver: subprocess.Popen, cluster, target: Path, kinds: list[str], every: int = 1):
+    """Kill a worker or a node, as `kinds` says, whenever there are so many more results, until the driver ends."""
+    rng, start, killed = random.Random(0), time.monotonic(), 0
     while driver.poll() is None:
         time.sleep(0.2)
-        if killed < len(kinds) and num_results() > last and (found := workers()):
-            last = num_results()
+        num_results = sum(path.is_file() for path in target.rglob("*"))
+        if killed < len(kinds) and num_results >= (killed + 1) * every and (found := workers()):
             if kinds[killed] == "node":
                 cluster.remove_node(rng.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)
                 add_node(cluster)
             else:
                 rng.choice(found).kill()
+            print(f"{time.monotonic() - start:4.0f} s, {num_results} results: killed a {kinds[killed]}", flush=True)
             killed += 1
-            print(f"{time.monotonic() - start:4.0f} s, {last} results: killed a {kinds[killed - 1]}", flush=True)
     assert killed == len(kinds), f"the run was over after {killed} kills"
 
 
@@ -139,9 +139,8 @@ if __name__ == "__main__":
         make_images(source, args.num_images, args.num_broken, sides=(60, 600))
         with cluster_of_three(Path(folder)) as cluster:
             driver = start("--input", source, "--output", target, "--model", "gdd-fast")
-            step = args.num_images / (args.num_kills + 1)
             kinds = [["worker", "worker", "node"][i % 3] for i in range(args.num_kills)]
-            kill_while_running(driver, cluster, lambda: len(files_in(target)) // step, kinds)
+            kill_while_running(driver, cluster, target, kinds, every=args.num_images // (args.num_kills + 1))
             print(driver.stdout.read())
         (source / POISON).rename(Path(folder, POISON))
         gdd_denoise(source, expected, "gdd-fast")

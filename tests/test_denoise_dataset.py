@@ -67,7 +67,7 @@ def finish(driver) -> str:
 def test_whatever_is_killed_each_image_has_one_result_or_a_reason(cluster, folder, tmp_path):
     (folder / POISON).rename(folder / "in" / POISON)
     driver = start("--input", folder / "in", "--output", tmp_path / "out", "--model", folder / "model")
-    kill_while_running(driver, cluster, lambda: len(files_in(tmp_path / "out")), ["worker", "node"])
+    kill_while_running(driver, cluster, tmp_path / "out", ["worker", "node"])
     said = finish(driver)
     check(folder / "in", tmp_path / "out", folder / "expected", NUM_BROKEN)
     assert f"{NUM_IMAGES - NUM_BROKEN - 1} denoised, {NUM_BROKEN + 1} failed" in said
