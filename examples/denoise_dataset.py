@@ -149,6 +149,8 @@ class Denoiser:
             run(batch, self.pipe, quiet=True, files=FileOptions(), **options)
         if batch.interrupted:
             raise KeyboardInterrupt
+        if any("CUDA error" in reason for reason in batch.failed.values()):
+            os._exit(1)  # a GPU that has failed fails with every image from then on; Ray starts a new process
         for path in batch.done:
             row = rows[job_of[path].name]
             try:

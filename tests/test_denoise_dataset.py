@@ -58,7 +58,7 @@ def cluster(folder, hub):
 
 
 def finish(driver) -> str:
-    said = driver.communicate(timeout=300)[0]
+    said = driver.communicate(timeout=900)[0]
     assert driver.returncode == 0, said
     return said
 
