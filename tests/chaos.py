@@ -67,7 +67,7 @@ def cluster_of_three(folder: Path, **environment: str):
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = patiently(Cluster, initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
             add_node(cluster)
@@ -80,7 +80,19 @@ def cluster_of_three(folder: Path, **environment: str):
 
 
 def add_node(cluster):
-    return cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    return patiently(cluster.add_node, num_cpus=1, object_store_memory=80_000_000)
+
+
+def patiently(start, **options):
+    """Start a part of a cluster again if the machine is so busy that it is not there in half a minute."""
+    for _ in range(3):
+        try:
+            return start(**options)
+        except Exception as error:
+            if "timed out" not in str(error):
+                raise
+            failure = error
+    raise failure
 
 
 def start(*options) -> subprocess.Popen:
