@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure what a Ray cluster costs beside `gdd denoise`, and estimate how long many images take.
 
-    python examples/cluster_costs.py measure                # two cores; about five minutes
+    python examples/cluster_costs.py measure  # two cores; about ten minutes
     python examples/cluster_costs.py simulate --report clean/__report__ --num_workers 1 8 64
 
 `measure` counts the processor time of all processes, which other programs on the machine hardly change. `simulate`
@@ -31,10 +31,14 @@ def parse_args():
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("measure", formatter_class=HelpFormatter).add_argument
     add("--model", default="gdd-fast", help="A name, a folder or a Hub repo.")
-    add("--num_images", type=int, default=96, help="To denoise by every method.")
-    add("--side", type=int, default=500, help="Of these images, in pixels.")
+    add(
+        "--num_images",
+        type=int,
+        default=2000,
+        help="To denoise by every method, in a second run after one of a quarter.",
+    )
+    add("--side", type=int, default=64, help="Of these images, in pixels.")
     add("--threads", type=int, nargs="+", default=[1, 2], help="Several on an idle machine only: they wait actively.")
-    add("--num_small", type=int, default=2000, help="Images of 64 x 64 pixels, to see memory and the time of each.")
     add = commands.add_parser("simulate", formatter_class=HelpFormatter).add_argument
     add("--report", help="Folder of reports whose service times are drawn.")
     add("--seconds", type=float, nargs="+", default=[], help="Service times to draw from instead.")
@@ -110,23 +114,22 @@ def measure(args):
     ray = ray_on_two_cores()
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for count, side in ((args.num_images, args.side), (args.num_small, 64)):
-            few, many = (make_images(Path(name, f"{side}-{n}"), n, side) for n in (count // 4, count))
-            for method, (threads, command) in methods.items():
-                watches = []
-                for source in (few, many):
-                    places = {"source": source, "target": Path(name, f"{method} {source.name}")}
-                    command_of_source = [str(word).format(**places) for word in command]
-                    watches.append(Watch(command_of_source, RAY_ADDRESS=ray, OMP_NUM_THREADS=f"{threads}"))
-                each = [
-                    1000 * (getattr(watches[1], part) - getattr(watches[0], part)) / (count - count // 4)
-                    for part in ("seconds_of_workers", "seconds_of_rest")
-                ]
-                memory = max(watches[1].memory.values(), key=len) if command[0] == cluster[0] else []
-                quarters = [f"{max(part):.0f}" for part in np.array_split(memory, 4)] if memory else ["-"] * 4
-                rows.append([method, f"{count} of {side} x {side}", *(f"{part:.1f}" for part in each), *quarters])
-    header = ["", "images", "ms of workers an image", "ms of the rest"] + [f"MB in quarter {i}" for i in range(1, 5)]
-    print(markdown_table(header, rows, num_text_columns=2))
+        few, many = (
+            make_images(Path(name, f"{count}"), count, args.side) for count in (args.num_images // 4, args.num_images)
+        )
+        for method, (threads, command) in methods.items():
+            watches = []
+            for source in (few, many):
+                places = {"source": source, "target": Path(name, f"{method} {source.name}")}
+                command_of_source = [str(word).format(**places) for word in command]
+                watches.append(Watch(command_of_source, RAY_ADDRESS=ray, OMP_NUM_THREADS=f"{threads}"))
+            seconds = np.array([[watch.seconds_of_workers, watch.seconds_of_rest] for watch in watches])
+            each = 1000 * (seconds[1] - seconds[0]) / (args.num_images - args.num_images // 4)
+            memory = max(watches[1].memory.values(), key=len) if command[0] == cluster[0] else []
+            quarters = [f"{max(part):.0f}" for part in np.array_split(memory, 4)] if memory else ["-"] * 4
+            rows.append([method, *(f"{part:.1f}" for part in each), *quarters])
+    header = ["", "ms of workers an image", "ms of the rest"] + [f"MB in quarter {i}" for i in range(1, 5)]
+    print(markdown_table(header, rows))
 
 
 def ray_on_two_cores() -> str:

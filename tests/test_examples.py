@@ -183,3 +183,16 @@ def test_cifar10_is_measured_and_trained_on(tmp_path):
     figures = {method["name"]: method["figures"] for method in cifar10["methods"]}
     assert figures["noisy input"]["psnr"] == pytest.approx(20.2, abs=1)
     assert {"psnr", "ssim", "ssim_matlab"} <= figures["trained, 1 step"].keys() & figures["wavelet, blind"].keys()
+
+
+def test_simulated_clusters_lose_what_fails_and_what_is_slow(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    simulate_run = runpy.run_path(str(EXAMPLES / "cluster_costs.py"))["simulate_run"]
+    options = {"num_images": 40_000, "batch_size": 8, "restart_seconds": 30}
+    never, hourly = (argparse.Namespace(hours_between_failures=h, slow_share=0, **options) for h in (1e9, 1))
+    slow = argparse.Namespace(hours_between_failures=1e9, slow_share=0.25, **options)
+    assert simulate_run(np.array([9.0]), 1, never) == (pytest.approx(100), 0)
+    assert simulate_run(np.array([9.0]), 4, never) == (pytest.approx(25), 0)
+    hours, num_failures = simulate_run(np.array([9.0]), 4, hourly)
+    assert 60 < num_failures < 150 and 25 < hours < 28
+    assert simulate_run(np.array([9.0]), 4, slow)[0] == pytest.approx(100 / 3.5, rel=0.01)
