@@ -7,6 +7,13 @@ from torch import nn
 from gdd_diffusers.tiling import apply_tiled_
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """Set the last layer of a network to zero, so that the network begins at its noisy input."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class Denoiser(nn.Module):
     """
     A network that maps noisy images to clean ones, `[B, 3, H, W]` in [0, 1]. Grey images have three equal channels.

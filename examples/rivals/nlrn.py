@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rivals.denoiser import Denoiser
+from rivals.denoiser import Denoiser, zeroed
 
 
 class NLRN(Denoiser):
@@ -31,7 +31,7 @@ class NLRN(Denoiser):
         nn.init.zeros_(self.g.weight)
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
         self.norm_out = nn.BatchNorm2d(channels)
-        self.conv_out = nn.Conv2d(channels, image_channels, 3, padding=1)
+        self.conv_out = zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         state = start = self.conv_in(noisy)
