@@ -57,10 +57,10 @@ class NLRN(Denoiser):
             for dx in range(self.window)
         ]
         # place by place: all products of all places at once would be too many to keep for the gradient
-        correlation = correlation + torch.stack([(theta * phi[place]).sum(1) for place in places], 1).float()
+        correlation = correlation + torch.stack([(theta * phi[place]).sum(1) for place in places], 1)
         inside = F.pad(torch.ones_like(x[:1, :1]), (margin,) * 4)
         mask = torch.cat([inside[place] for place in places], 1) == 0
-        weights = correlation.masked_fill(mask, -torch.inf).softmax(1).to(g.dtype)
+        weights = correlation.masked_fill(mask, -torch.inf).softmax(1)
         for weight, place in zip(weights.split(1, 1), places, strict=True):
             x = x + weight * g[place]
         return x, correlation
