@@ -201,6 +201,7 @@ DNCNN_OF_DEEPINV = """
 import sys
 import torch
 sys.path.insert(0, sys.argv[1])
+import evaluation  # lets torchvision load beside any torch
 import deepinv.models
 from rivals.dncnn import DnCNN
 
