@@ -81,6 +81,8 @@ def test_cost_of_the_rivals_is_comparable():
     names = "gdd", "dncnn", "nlrn", "swin2sr", "fc-aide", "gcbd", "tnrd", "mlp"
     cost = {name: rivals.build(name).eval().flops_per_pixel() for name in names}
     assert cost["gdd"] == pytest.approx(78e3, rel=0.05)
+    paper_sized = rivals.build("dncnn-64").eval()  # two operations for each weight
+    assert paper_sized.flops_per_pixel() == pytest.approx(2 * count(paper_sized), rel=0.01)
     assert all(cost["gdd"] / 2.5 < flops < 2.5 * cost["gdd"] for flops in cost.values()), cost
 
 
