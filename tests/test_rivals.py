@@ -266,6 +266,13 @@ def test_training_is_resumed_and_measured(clean_dir, tmp_path):
     assert not takes_sigma
 
 
+    report = [sys.executable, EXAMPLES / "rivals" / "report.py", "--rivals_dir", folder.parent]
+    report += ["--plot", tmp_path / "curves.png"]
+    printed = subprocess.run(report, capture_output=True, text=True, check=True).stdout
+    assert f"| dncnn | 36 | 71 | {summary['seconds']:.0f} | {summary['steps']} |" in printed
+    assert (tmp_path / "curves.png").exists()
+
+
 @pytest.mark.slow
 def test_a_failing_rival_does_not_stop_the_others(clean_dir, tmp_path):
     names = "--rival", "gcbd", "--rival", "mlp"  # gcbd needs blocks of 64 px

@@ -5,6 +5,7 @@ python examples/rivals/report.py --rivals_dir rivals --results out/rivals/result
 """
 
 import argparse
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -66,16 +67,21 @@ def plot(folders: list[Path], parts: list[dict], file: Path):
         of_time.plot(*zip(*points, strict=True), marker=".", label=folder.name, **style)
     of_time.set(xlabel="seconds of training", ylabel="PSNR on held-out images, dB")
 
+    signatures = {folder.name: inspect.signature(load(folder).denoise).parameters for folder in folders}
+    defaults = {name: arguments["steps"].default for name, arguments in signatures.items() if "steps" in arguments}
     curves = {}
     for name in dict.fromkeys(method["name"] for part in parts for method in part["methods"]):
         label, options = name.partition(" (")[0], rival_options(name.partition(" (")[2].rstrip(")"))
-        if steps := options.pop("steps", None):
-            figures = [m["figures"]["psnr"] for part in parts for m in part["methods"] if m["name"] == name]
-            label = " ".join([label, *(str(value) for value in options.values())])
-            curves.setdefault(label, []).append((steps, np.mean(figures)))
+        if label in defaults:
+            rows = [m for part in parts for m in part["methods"] if m["name"] == name and "figures" in m]
+            steps = options.pop("steps", defaults[label])
+            label = " ".join([label, *(f"{key}={value}" for key, value in options.items())])
+            curves.setdefault(label, []).append((steps, np.mean([m["figures"]["psnr"] for m in rows])))
     for label, points in curves.items():
         of_steps.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     of_steps.set(xlabel="steps", ylabel="PSNR, mean of the test sets, dB", xscale="log")
+    of_steps.xaxis.set_major_formatter("{x:g}")
+    of_steps.xaxis.set_minor_formatter("")
     for axes in (of_time, of_steps):
         axes.grid(alpha=0.3)
         if axes.lines:
