@@ -265,7 +265,6 @@ def test_training_is_resumed_and_measured(clean_dir, tmp_path):
     torch.testing.assert_close(torch.from_numpy(denoise(image.numpy())), expected)
     assert not takes_sigma
 
-
     report = [sys.executable, EXAMPLES / "rivals" / "report.py", "--rivals_dir", folder.parent]
     report += ["--plot", tmp_path / "curves.png"]
     printed = subprocess.run(report, capture_output=True, text=True, check=True).stdout
