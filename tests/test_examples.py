@@ -47,7 +47,10 @@ def test_what_is_missing_is_named_in_one_sentence(script, arguments, monkeypatch
     assert message.startswith(Path(script).name + ": ") and "missing" in message
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "prepare_data.py", "publish.py", "denoise_dataset.py"])
+SCRIPTS = ["train.py", "rivals/train.py", "evaluate.py", "prepare_data.py", "publish.py", "denoise_dataset.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_explains_every_option_and_says_its_default(script, monkeypatch):
     parsers = []
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self) or sys.exit())

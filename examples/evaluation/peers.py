@@ -111,6 +111,12 @@ def weights_file(name: str) -> Path | None:
     return Path(rest[1]) if len(rest) == 2 else None
 
 
+def rival_options(text: str) -> dict[str, int | str]:
+    """Parse `steps=10,sampler=ddpm`."""
+    pairs = [option.partition("=")[::2] for option in text.split(",") if option]
+    return {key: int(value) if value.isdecimal() else value for key, value in pairs}
+
+
 def blind_sigma(noisy: np.ndarray) -> float:
     """Estimate the noise level in [0, 1] from the median absolute value of the finest wavelet coefficients."""
     return float(max(estimate_sigma(noisy, channel_axis=-1, average_sigmas=True), MIN_SIGMA))
@@ -148,8 +154,7 @@ def _rival(name: str, device: torch.device, folder: str, options: str = "") -> C
     if not weights_file(name).is_file():
         raise FileNotFoundError(f"There is no file {weights_file(name)} (for --compare {name}).")
     model = rivals.load(folder).to(device)
-    pairs = [option.partition("=")[::2] for option in options.split(",") if option]
-    arguments = {key: int(value) if value.isdecimal() else value for key, value in pairs}
+    arguments = rival_options(options)
     known = [*inspect.signature(model.denoise).parameters][1:]
     if unknown := arguments.keys() - known:
         raise ValueError(f"{name}: there is no option {unknown.pop()}; known are: {', '.join(known) or 'none'}.")

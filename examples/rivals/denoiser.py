@@ -3,8 +3,16 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gdd_diffusers.tiling import apply_tiled_
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """Set the last layer of a network to zero, so that the network begins at its noisy input."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class Denoiser(nn.Module):
@@ -26,6 +34,12 @@ class Denoiser(nn.Module):
     def parameter_groups(self) -> list[dict]:
         """Return the parameters in groups, each with the peak of its learning rate."""
         return [{"params": list(self.parameters()), "lr": self.learning_rate}]
+
+    def flops_per_pixel(self) -> float:
+        """Count the operations of `denoise`, a multiplication and an addition as two, on an image of 128x128."""
+        with FlopCounterMode(display=False) as counter:
+            self.denoise(torch.rand(1, 3, 128, 128))
+        return counter.get_total_flops() / 128**2
 
     @torch.no_grad()
     def denoise(self, noisy: torch.Tensor) -> torch.Tensor:

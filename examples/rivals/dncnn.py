@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rivals.denoiser import Denoiser
+from rivals.denoiser import Denoiser, zeroed
 
 
 class DnCNN(Denoiser):
@@ -23,6 +23,7 @@ class DnCNN(Denoiser):
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
+        zeroed(self.layers[-1])
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         return noisy - self.layers(noisy)

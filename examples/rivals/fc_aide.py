@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from skimage.restoration import estimate_sigma
 from torch import nn
 
-from rivals.denoiser import Denoiser
+from rivals.denoiser import Denoiser, zeroed
 
 
 # Which weights of a 3x3 filter there are, in the first layer and in all others. None of the three sees the pixel that
@@ -74,6 +74,8 @@ class FCAIDE(Denoiser):
             Residual(channels),
             nn.Conv2d(channels, 2 * image_channels, 1),
         )
+
+        nn.init.ones_(zeroed(self.last[-1]).bias[:image_channels])  # a = 1, b = 0
 
     def affine(self, noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a and b for each pixel and colour, from its neighbours alone."""

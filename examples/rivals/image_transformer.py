@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
-from rivals.denoiser import Denoiser
+from rivals.denoiser import Denoiser, zeroed
 
 
 class ImageTransformer(Denoiser):
@@ -33,6 +33,7 @@ class ImageTransformer(Denoiser):
             upsampler="",
         )
         self.network = Swin2SRForImageSuperResolution(config)
+        zeroed(self.network.final_convolution)
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         blocks = F.pixel_unshuffle(noisy, self.pixel_unshuffle)

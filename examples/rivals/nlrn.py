@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rivals.denoiser import Denoiser
+from rivals.denoiser import Denoiser, zeroed
 
 
 class NLRN(Denoiser):
@@ -31,7 +31,12 @@ class NLRN(Denoiser):
         nn.init.zeros_(self.g.weight)
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
         self.norm_out = nn.BatchNorm2d(channels)
-        self.conv_out = nn.Conv2d(channels, image_channels, 3, padding=1)
+        self.conv_out = zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
+
+    def flops_per_pixel(self) -> float:
+        channels, embedding = self.g.out_channels, self.theta.out_channels
+        # products of single pixels, which torch does not count
+        return super().flops_per_pixel() + self.steps * self.window**2 * 2 * (channels + embedding)
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         state = start = self.conv_in(noisy)
@@ -57,10 +62,10 @@ class NLRN(Denoiser):
             for dx in range(self.window)
         ]
         # place by place: all products of all places at once would be too many to keep for the gradient
-        correlation = correlation + torch.stack([(theta * phi[place]).sum(1) for place in places], 1).float()
+        correlation = correlation + torch.stack([(theta * phi[place]).sum(1) for place in places], 1)
         inside = F.pad(torch.ones_like(x[:1, :1]), (margin,) * 4)
         mask = torch.cat([inside[place] for place in places], 1) == 0
-        weights = correlation.masked_fill(mask, -torch.inf).softmax(1).to(g.dtype)
+        weights = correlation.masked_fill(mask, -torch.inf).softmax(1)
         for weight, place in zip(weights.split(1, 1), places, strict=True):
             x = x + weight * g[place]
         return x, correlation
