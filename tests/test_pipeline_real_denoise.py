@@ -331,7 +331,7 @@ def test_bands_equal_the_whole_image(steps, size):
 
 
 def test_small_images_go_through_the_network_in_batches():
-    pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    pipe = make_pipeline(tile_size=128, tile_overlap=0)
     batch_sizes = []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: batch_sizes.append(len(output)))
     images = torch.rand(7, 3, 32, 32)

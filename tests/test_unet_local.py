@@ -87,6 +87,10 @@ def test_configuration_and_parameter_names_are_those_of_unet2d():
         {"up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")},
         {"downsample_type": "resnet", "down_block_types": ("ResnetDownsampleBlock2D",) * 3},
         {"downsample_padding": 0},
+        {"mid_block_scale_factor": 2},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"time_embedding_type": "fourier"},
+        {"center_input_sample": True},
     ],
 )
 def test_what_looks_beyond_a_neighbourhood_is_refused(change):
