@@ -176,12 +176,12 @@ class LocalUNet2DModel(UNet2DModel):
                 sample[:, :, rows] += band
             return sample
 
-        def up(block: Any, sample: torch.Tensor, is_last: bool) -> torch.Tensor:
+        def up(upsamplers: Any, block: Any, sample: torch.Tensor, is_last: bool) -> torch.Tensor:
+            for layer in upsamplers or []:
+                sample = convs[layer.conv](F.interpolate(sample, scale_factor=2.0), is_last)
             for layer in block.resnets:
                 skip = torch.cat([band for _, band in take_rows(skips[layer], sample.shape[-2])], -2)
                 sample = resnet(layer, torch.cat([sample, skip], 1), is_last)
-            for layer in block.upsamplers or []:
-                sample = convs[layer.conv](F.interpolate(sample, scale_factor=2.0), is_last)
             return sample
 
         def forward(sample: torch.Tensor, is_last: bool, max_rows: int) -> Iterator[torch.Tensor]:
@@ -190,14 +190,14 @@ class LocalUNet2DModel(UNet2DModel):
                 skips[layer].append(sample)
             for layer in self.mid_block.resnets if self.mid_block is not None else []:
                 sample = resnet(layer, sample, is_last)
-            *blocks, last_block = self.up_blocks
-            for block in blocks:
-                sample = up(block, sample, is_last)
-            # with the last band come all the rows that waited, and this block takes the most memory
-            *pieces, last_piece = sample.split(max_rows, -2)
+            # with the last band come all the rows that waited; the last block takes the most memory
+            *blocks, last = zip([None, *(block.upsamplers for block in self.up_blocks)], self.up_blocks, strict=False)
+            for upsamplers, block in blocks:
+                sample = up(upsamplers, block, sample, is_last)
+            *pieces, last_piece = sample.split(max(1, max_rows // 2), -2)
             for piece, ends in [*((piece, False) for piece in pieces), (last_piece, is_last)]:
                 with suppress(NoRowsYet):
-                    yield convs[self.conv_out](up(last_block, piece, ends), ends, self.conv_act)
+                    yield convs[self.conv_out](up(*last, piece, ends), ends, self.conv_act)
 
         max_rows = 0
         for band, following in pairwise(chain[Any](bands, [None])):
