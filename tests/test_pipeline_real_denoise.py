@@ -330,6 +330,14 @@ def test_bands_equal_the_whole_image(steps, size):
     assert_close(in_bands, pipe(image, num_inference_steps=steps, output_type="pt").images, atol=2e-6, rtol=0)
 
 
+def test_layers_that_something_wraps_are_called_as_they_are():
+    pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    image = torch.rand(1, 3, 32, 32)
+    expected = pipe(image, output_type="pt").images
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float64, compute_dtype=torch.float32)
+    assert_close(pipe(image, output_type="pt").images, expected)
+
+
 def test_small_images_go_through_the_network_in_batches():
     pipe = make_pipeline(tile_size=128, tile_overlap=0)
     batch_sizes = []

@@ -208,9 +208,10 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     @property
     def _in_bands(self) -> bool:
-        # not if something wraps the network's forward, such as torch.compile or offloading
+        # not if something wraps the forward of the network or of a layer, such as torch.compile or offloading
         own_forward = getattr(self.unet.forward, "__func__", None) is UNet2DModel.forward
-        return hasattr(self.unet, "forward_bands") and own_forward
+        is_wrapped = any("forward" in vars(module) for module in self.unet.modules())
+        return hasattr(self.unet, "forward_bands") and own_forward and not is_wrapped
 
     @property
     def num_timesteps(self) -> int | None:
