@@ -405,7 +405,7 @@ def test_progress_runs_over_bands_and_steps(pipe, capsys):
     pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
     shown = capsys.readouterr().err
     pipe.set_progress_bar_config(disable=True)
-    assert "12/12" in shown
+    assert "24/24" in shown
     pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
     assert capsys.readouterr().err == ""
 
@@ -493,12 +493,12 @@ def test_interrupt_stops_between_bands():
 
     def interrupt(module, args, output):
         calls.append(args)
-        pipe._interrupt = len(calls) >= 6
+        pipe._interrupt = len(calls) >= 12
 
     pipe.unet.conv_in.register_forward_hook(interrupt)
     image = torch.rand(1, 3, 640, 32)
     result = pipe(image, output_type="pt").images
-    assert 6 <= len(calls) < 20
+    assert 12 <= len(calls) < 20
     assert_close(result[:, :, 200:], image[:, :, 200:])
     assert not torch.equal(result[:, :, :32], image[:, :, :32])
 

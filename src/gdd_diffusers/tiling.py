@@ -18,7 +18,7 @@ def plan_bands(width: int, num_pixels: int, multiple: int = 1) -> int:
 
         ```
     """
-    return max(4, num_pixels // (width * multiple)) * multiple  # with fewer rows, convolutions are slow
+    return max(2, num_pixels // (width * multiple)) * multiple  # with fewer rows, convolutions are slow
 
 
 def apply_in_bands_(
