@@ -330,8 +330,16 @@ def test_bands_equal_the_whole_image(steps, size):
     assert_close(in_bands, pipe(image, num_inference_steps=steps, output_type="pt").images, atol=2e-6, rtol=0)
 
 
-def test_small_images_go_through_the_network_in_batches():
+def test_layers_that_something_wraps_are_called_as_they_are():
     pipe = make_pipeline(tile_size=64, tile_overlap=0)
+    image = torch.rand(1, 3, 32, 32)
+    expected = pipe(image, output_type="pt").images
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float64, compute_dtype=torch.float32)
+    assert_close(pipe(image, output_type="pt").images, expected)
+
+
+def test_small_images_go_through_the_network_in_batches():
+    pipe = make_pipeline(tile_size=128, tile_overlap=0)
     batch_sizes = []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: batch_sizes.append(len(output)))
     images = torch.rand(7, 3, 32, 32)
@@ -397,7 +405,7 @@ def test_progress_runs_over_bands_and_steps(pipe, capsys):
     pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
     shown = capsys.readouterr().err
     pipe.set_progress_bar_config(disable=True)
-    assert "12/12" in shown
+    assert "24/24" in shown
     pipe(random_picture("RGB", (100, 64)), num_inference_steps=3)
     assert capsys.readouterr().err == ""
 
@@ -485,12 +493,12 @@ def test_interrupt_stops_between_bands():
 
     def interrupt(module, args, output):
         calls.append(args)
-        pipe._interrupt = len(calls) >= 6
+        pipe._interrupt = len(calls) >= 12
 
     pipe.unet.conv_in.register_forward_hook(interrupt)
     image = torch.rand(1, 3, 640, 32)
     result = pipe(image, output_type="pt").images
-    assert 6 <= len(calls) < 20
+    assert 12 <= len(calls) < 20
     assert_close(result[:, :, 200:], image[:, :, 200:])
     assert not torch.equal(result[:, :, :32], image[:, :, :32])
 

@@ -5,6 +5,7 @@ from diffusers import UNet2DModel
 from diffusers.utils import logging
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from gdd_diffusers import LocalUNet2DModel
 
@@ -87,11 +88,36 @@ def test_configuration_and_parameter_names_are_those_of_unet2d():
         {"up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")},
         {"downsample_type": "resnet", "down_block_types": ("ResnetDownsampleBlock2D",) * 3},
         {"downsample_padding": 0},
+        {"mid_block_scale_factor": 2},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"time_embedding_type": "fourier"},
+        {"center_input_sample": True},
     ],
 )
 def test_what_looks_beyond_a_neighbourhood_is_refused(change):
     with pytest.raises(ValueError, match="convolutions only"):
         LocalUNet2DModel(**{**CONVOLUTIONAL, **change})
+
+
+@pytest.mark.parametrize("height", [4, 20, 64])
+@pytest.mark.parametrize("change", [{}, {"layers_per_block": 4}, {"mid_block_type": None}, {"act_fn": "gelu"}])
+def test_bands_equal_the_whole_and_compute_no_row_twice(change, height):
+    unet = LocalUNet2DModel(**{**CONVOLUTIONAL, **change}).eval()
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    image, timestep = torch.randn(2, 3, 100, 12), torch.tensor(500.0)
+    convolutions = []
+    with torch.no_grad():
+        for function in (
+            lambda: unet(image, timestep).sample,
+            lambda: torch.cat(list(unet.forward_bands(image.split(height, -2), timestep)), -2),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                result = function()
+            convolutions.append((counter.get_flop_counts()["Global"][torch.ops.aten.convolution], result))
+    (whole_flops, whole), (bands_flops, in_bands) = convolutions
+    assert_close(in_bands, whole, atol=1e-4, rtol=1e-4)
+    assert bands_flops == whole_flops
 
 
 def test_save_and_load_give_the_same_bits(tmp_path):

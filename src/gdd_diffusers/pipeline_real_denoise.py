@@ -208,9 +208,10 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     @property
     def _in_bands(self) -> bool:
-        # not if something wraps the network's forward, such as torch.compile or offloading
+        # not if something wraps the forward of the network or of a layer, such as torch.compile or offloading
         own_forward = getattr(self.unet.forward, "__func__", None) is UNet2DModel.forward
-        return hasattr(self.unet, "forward_bands") and own_forward
+        is_wrapped = any("forward" in vars(module) for module in self.unet.modules())
+        return hasattr(self.unet, "forward_bands") and own_forward and not is_wrapped
 
     @property
     def num_timesteps(self) -> int | None:
@@ -295,14 +296,16 @@ class RealDenoisePipeline(DiffusionPipeline):
         sizes = [tuple(tensor.shape[-2:]) for tensor in images]
         tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
-        if self._in_bands and device.type == "cuda":  # which small bands would not keep busy
-            pixel = 64 * self.unet.config.block_out_channels[0] * dtype.itemsize / factor**2  # bytes, generously
-            tile_size = max(tile_size, min(4096, int((torch.cuda.mem_get_info(device)[0] / pixel) ** 0.5)))
-        plan: dict[str, Any] = {"tile_size": tile_size, "multiple": self.spatial_multiple}
+        plan: dict[str, Any] = {"multiple": self.spatial_multiple}
         if self._in_bands:
+            plan["num_pixels"] = tile_size**2 // dtype.itemsize
+            if device.type == "cuda":  # which small bands would not keep busy
+                pixel_bytes = 64 * self.unet.config.block_out_channels[0] * dtype.itemsize // factor**2  # generously
+                free_pixels = torch.cuda.mem_get_info(device)[0] // pixel_bytes
+                plan["num_pixels"] = max(plan["num_pixels"], min(2**23, free_pixels))
             num_tiles = sum(-(-height // plan_bands(width, **plan)) for height, width in sizes)
         else:
-            plan["overlap"] = self.config.tile_overlap if self.config.tile_size else 0
+            plan |= {"tile_size": tile_size, "overlap": self.config.tile_overlap if self.config.tile_size else 0}
             num_tiles = sum(count_tiles(*size, **plan) for size in sizes)
 
         # 4. Walk, one batch of images of equal size after another

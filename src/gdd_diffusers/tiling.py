@@ -5,30 +5,27 @@ from collections.abc import Callable, Iterable
 import torch
 
 
-def plan_bands(width: int, tile_size: int, multiple: int = 1) -> int:
+def plan_bands(width: int, num_pixels: int, multiple: int = 1) -> int:
     """
-    Return the number of rows of the bands to cut an image into, a multiple of `multiple`.
-
-    A band has half as many pixels as a tile of `tile_size` x `tile_size`: as much again is in memory for the rows that
-    some layers have done and others wait for.
+    Return the number of rows of bands of about `num_pixels` pixels, a multiple of `multiple`.
 
     Example:
         ```py
         >>> from gdd_diffusers.tiling import plan_bands
 
-        >>> plan_bands(4000, tile_size=1024, multiple=16)
+        >>> plan_bands(4000, num_pixels=2**19, multiple=16)
         128
 
         ```
     """
-    return max(4, tile_size**2 // (2 * width * multiple)) * multiple
+    return max(2, num_pixels // (width * multiple)) * multiple  # with fewer rows, convolutions are slow
 
 
 def apply_in_bands_(
     predict: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]],
     function: Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor],
     image: torch.Tensor,
-    tile_size: int,
+    num_pixels: int,
     multiple: int = 1,
 ):
     """
@@ -39,10 +36,10 @@ def apply_in_bands_(
             of any height, none before it has read these rows.
         function: Called with a prediction and its place in `image`, an index. Returns the new pixels.
         image (`torch.Tensor` of shape `[B, C, H, W]`): Is overwritten. H and W are multiples of `multiple`.
-        tile_size, multiple: See [`plan_bands`]. Images smaller than a band are batched up to its number of pixels.
+        num_pixels, multiple: See [`plan_bands`]. Images smaller than a band are batched up to its number of pixels.
     """
-    num_rows = plan_bands(image.shape[-1], tile_size, multiple)
-    batch_size = max(1, tile_size**2 // image[0, 0].numel())
+    num_rows = plan_bands(image.shape[-1], num_pixels, multiple)
+    batch_size = max(1, num_pixels // image[0, 0].numel())
     for first in range(0, len(image), batch_size):
         done = 0
         batch = image[first : first + batch_size]

@@ -92,11 +92,15 @@ class LocalUNet2DModel(UNet2DModel):
             and set(config.up_block_types) == {"UpBlock2D"}
             and not (config.mid_block_type and config.add_attention)
             and config.downsample_type == config.upsample_type == "conv"
-            and config.downsample_padding == 1
+            and config.downsample_padding == config.mid_block_scale_factor == 1
+            and config.resnet_time_scale_shift == "default"
+            and config.time_embedding_type != "fourier"
+            and not config.center_input_sample
         ):
             raise ValueError(
                 "LocalUNet2DModel is made of convolutions only: use `DownBlock2D` and `UpBlock2D`, "
-                "`add_attention=False`, and the default `downsample_type`, `upsample_type` and `downsample_padding`."
+                "`add_attention=False`, and the default `downsample_type`, `upsample_type`, `downsample_padding`, "
+                "`mid_block_scale_factor`, `resnet_time_scale_shift`, `time_embedding_type` and `center_input_sample`."
             )
         for name, module in list(self.named_modules()):
             if isinstance(module, nn.GroupNorm):
@@ -154,44 +158,52 @@ class LocalUNet2DModel(UNet2DModel):
         timesteps = torch.as_tensor(timestep, device=self.device).expand(1)
         emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
         convs = {module: BandConv2d(module) for module in self.modules() if isinstance(module, nn.Conv2d)}
-        # outputs of layers, and inputs of residual blocks, that wait for what they are joined with
-        outputs: dict[Any, deque[torch.Tensor]] = defaultdict(deque)
+        encoder = [self.conv_in]
+        for block in self.down_blocks:
+            encoder += [*block.resnets, *(layer.conv for layer in block.downsamplers or [])]
+        decoder = [layer for block in self.up_blocks for layer in block.resnets]
+        # rows that wait for those of another branch
         residuals: dict[Any, deque[torch.Tensor]] = defaultdict(deque)
+        skips: dict[Any, deque[torch.Tensor]] = {layer: deque() for layer in encoder}
+        skips |= zip(decoder, [skips[layer] for layer in reversed(encoder)], strict=True)
 
         def resnet(layer: Any, sample: torch.Tensor, is_last: bool) -> torch.Tensor:
             residuals[layer].append(sample if layer.conv_shortcut is None else layer.conv_shortcut(sample))
-            sample = convs[layer.conv1](layer.nonlinearity(sample), is_last)
+            sample = convs[layer.conv1](sample, is_last, layer.nonlinearity)
             sample += layer.time_emb_proj(layer.nonlinearity(emb))[:, :, None, None]
-            sample = convs[layer.conv2](layer.dropout(layer.nonlinearity(sample)), is_last)
+            sample = convs[layer.conv2](sample, is_last, layer.nonlinearity)
             for rows, band in take_rows(residuals[layer], sample.shape[-2]):
                 sample[:, :, rows] += band
             return sample
 
-        def forward(sample: torch.Tensor, is_last: bool) -> torch.Tensor:
-            sample = convs[self.conv_in](sample, is_last)
-            skips = [self.conv_in]
-            outputs[self.conv_in].append(sample)
-            for block in self.down_blocks:
-                for layer in [*block.resnets, *(block.downsamplers or [])]:
-                    if layer in block.resnets:
-                        sample = resnet(layer, sample, is_last)
-                    else:
-                        sample = convs[layer.conv](sample, is_last)
-                    skips.append(layer)
-                    outputs[layer].append(sample)
+        def up(upsamplers: Any, block: Any, sample: torch.Tensor, is_last: bool) -> torch.Tensor:
+            for layer in upsamplers or []:
+                sample = convs[layer.conv](F.interpolate(sample, scale_factor=2.0), is_last)
+            for layer in block.resnets:
+                skip = torch.cat([band for _, band in take_rows(skips[layer], sample.shape[-2])], -2)
+                sample = resnet(layer, torch.cat([sample, skip], 1), is_last)
+            return sample
+
+        def forward(sample: torch.Tensor, is_last: bool, max_rows: int) -> Iterator[torch.Tensor]:
+            for layer in encoder:
+                sample = convs[layer](sample, is_last) if layer in convs else resnet(layer, sample, is_last)
+                skips[layer].append(sample)
             for layer in self.mid_block.resnets if self.mid_block is not None else []:
                 sample = resnet(layer, sample, is_last)
-            for block in self.up_blocks:
-                for layer in block.resnets:
-                    skip = [band for _, band in take_rows(outputs[skips.pop()], sample.shape[-2])]
-                    sample = resnet(layer, torch.cat([sample, torch.cat(skip, -2)], 1), is_last)
-                for layer in block.upsamplers or []:
-                    sample = convs[layer.conv](F.interpolate(sample, scale_factor=2.0), is_last)
-            return convs[self.conv_out](self.conv_act(sample), is_last)
+            # with the last band come all the rows that waited; the last block takes the most memory
+            *blocks, last = zip([None, *(block.upsamplers for block in self.up_blocks)], self.up_blocks, strict=False)
+            for upsamplers, block in blocks:
+                sample = up(upsamplers, block, sample, is_last)
+            *pieces, last_piece = sample.split(max(1, max_rows // 2), -2)
+            for piece, ends in [*((piece, False) for piece in pieces), (last_piece, is_last)]:
+                with suppress(NoRowsYet):
+                    yield convs[self.conv_out](up(*last, piece, ends), ends, self.conv_act)
 
+        max_rows = 0
         for band, following in pairwise(chain[Any](bands, [None])):
+            max_rows = max(max_rows, band.shape[-2])
             with suppress(NoRowsYet):
-                yield forward(band, following is None)
+                yield from forward(band, following is None, max_rows)
 
 
 class NoRowsYet(Exception):
@@ -199,14 +211,14 @@ class NoRowsYet(Exception):
 
 
 class BandConv2d:
-    """Convolve an image that comes in bands. Rows that the next band needs are kept."""
+    """Apply an activation and a convolution to bands of an image. Keeps the rows that the next band needs."""
 
     def __init__(self, conv: nn.Conv2d):
         self.conv = copy.copy(conv)  # with the same weights
         self.conv.padding = (0, 1)  # of 3x3
         self.kept: torch.Tensor | None = None
 
-    def __call__(self, band: torch.Tensor, is_last: bool) -> torch.Tensor:
+    def __call__(self, band: torch.Tensor, is_last: bool, activation: nn.Module | None = None) -> torch.Tensor:
         border = torch.zeros_like(band[:, :, :1])  # of the image
         band = torch.cat([border if self.kept is None else self.kept, band, *[border] * is_last], -2)
         stride = self.conv.stride[0]
@@ -214,6 +226,10 @@ class BandConv2d:
         self.kept = band[:, :, max(0, num_rows) * stride :].clone()
         if num_rows < 1:
             raise NoRowsYet
+        if activation is not None:
+            activation = copy.copy(activation)
+            activation.inplace = True  # type: ignore[assignment]
+            band = activation(band)
         return self.conv(band)
 
 
