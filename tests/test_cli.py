@@ -628,7 +628,11 @@ def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_pat
         with pytest.raises(subprocess.TimeoutExpired):  # it must not end before it is interrupted
             process.wait(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:  # Python loses an interrupt that comes while a destructor runs
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
     written = sorted((tmp_path / "out").iterdir())
     assert process.returncode == 130 and f"{len(written)} of 200 images are done" in said and "Traceback" not in said
     assert all(Image.open(path).size == (200, 200) for path in written) and len(written) < 200
