@@ -28,6 +28,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def launch(script, *arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does when it runs a script
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
 
