@@ -194,9 +194,11 @@ def main(args: argparse.Namespace):
                 if not math.isfinite(line["small"] + line["fast"]):
                     raise SystemExit(f"train_bundled.py: the loss is not finite in step {step}; what was saved stays.")
                 if time.monotonic() - last_saved > 60:
-                    small.save(output_dir), fast.save(output_dir)
+                    for trainee in (small, fast):
+                        trainee.save(output_dir)
                     last_saved = time.monotonic()
-    small.save(output_dir), fast.save(output_dir)
+    for trainee in (small, fast):
+        trainee.save(output_dir)
     print(f"{step} steps, {json.dumps(line)}")
 
 
