@@ -80,6 +80,13 @@ def parse_args(argv=None):
         "spandrel:ARCHITECTURE:WEIGHTS or rival:FOLDER.",
     )
     add(
+        "--sigma",
+        nargs="+",
+        choices=["blind", "true", "best"],
+        default=["blind", "true", "best"],
+        help="Noise levels for those that need one: estimated, that of simulated noise, or the best of a long search.",
+    )
+    add(
         "--extra_metrics",
         nargs="*",
         default=[],
@@ -99,7 +106,7 @@ def parse_args(argv=None):
         parser.error("a --submission takes all images, leave out --max_pictures.")
     if args.write_card and not (args.model and all(Path(model).is_dir() for model in args.model)):
         parser.error("--write_card needs folders of models, given as --model.")
-    for option in ("model", "compare", "steps", "rules", "strength"):  # duplicates would be one row twice
+    for option in ("model", "compare", "sigma", "steps", "rules", "strength"):  # duplicates would be one row twice
         if getattr(args, option):
             setattr(args, option, list(dict.fromkeys(getattr(args, option))))
     return args
@@ -121,8 +128,9 @@ def load_methods(args, device: torch.device) -> list[Method]:
         name = name if short_names.count(name) == 1 else peer
         fingerprint = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else ""
         dtype = "float64" if peer == "bm3d" else "float32"
-        sigmas = {"blind": ", blind", "true": ", true sigma", "best": ", best sigma"} if takes_sigma else {None: ""}
-        methods += [Method(name + suffix, denoise, sigma, dtype, fingerprint) for sigma, suffix in sigmas.items()]
+        sigmas = {None: "", "blind": ", blind", "true": ", true sigma", "best": ", best sigma"}
+        chosen = args.sigma if takes_sigma else [None]
+        methods += [Method(name + sigmas[key], denoise, key, dtype, fingerprint, name) for key in chosen]
     return methods
 
 
@@ -246,7 +254,8 @@ def collect(methods: list[Method], results: Results, metrics: dict[str, Callable
     entries = []
     for method in methods:
         rows = results.read_chosen(method)
-        entry = {key: getattr(method, key) for key in ("name", "model", "kind", "rule", "steps", "variant", "dtype")}
+        fields = "name", "kind", "sigma", "model", "rule", "steps", "variant", "dtype"
+        entry = {key: getattr(method, key) for key in fields}
         failed = [row for row in rows if "error" in row]
         if failed:
             entry["error"] = f"{failed[0]['error']} (on {failed[0]['picture']})"
@@ -258,14 +267,14 @@ def collect(methods: list[Method], results: Results, metrics: dict[str, Callable
     return part | {"machine": results.machine, "methods": entries}
 
 
-def write_sheet(methods: list[Method], results: Results, kept: list[int], file: Path):
+def write_sheet(methods: list[Method], results: Results, kept: list[int], file: Path) -> tuple[str, dict]:
     images = {}
     for i in kept:
         noisy, clean = results.load(i)
         denoised = {method.name: results.read_image(method, i) for method in methods}
         noisy, clean = (tensor_to_pixels(pixels_to_tensor(pixels)) for pixels in (noisy, clean))  # 8 bits
         images[results.images.names[i]] = {NOISY_INPUT.name: noisy, **denoised, "clean": clean}
-    report.write_sheet(images, file)
+    return report.write_sheet(images, file)
 
 
 def write_reports(data: list[dict], names: list[str], output_dir: Path):
@@ -296,7 +305,7 @@ def main(args) -> bool:
     shares = [len(indices[state.process_index :: state.num_processes]) for indices in chosen]
     progress = tqdm(total=sum(shares), unit="image", disable=not state.is_main_process, smoothing=0.1)
 
-    data = []
+    data, rows = [], {}
     for images, indices in zip(image_sets, chosen, strict=True):
         results = Results(args.output_dir, images, indices, describe_machine(state), state.process_index)
         submission = args.submission and images.submission
@@ -324,7 +333,9 @@ def main(args) -> bool:
                 write_submission(images, denoised, folder, 1 / figures[method.name]["mpx_per_second"])
                 print(f"Wrote {folder}")
         elif denoisers and not images.submission:
-            write_sheet(denoisers, results, kept, args.output_dir / f"sheet-{slug(images.name)}.png")
+            image, crops = write_sheet(denoisers, results, kept, args.output_dir / f"sheet-{slug(images.name)}.png")
+            rows[f"{images.name}, {image}"] = crops
+            report.write_rows(rows, args.output_dir / "crops.png")
         tqdm.write(f"\n{part['name']}, {len(indices)} of {part['of']} images\n\n{report.table(part['methods'])}\n")
         write_reports(data, names, args.output_dir)
     progress.close()

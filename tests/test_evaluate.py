@@ -33,6 +33,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import evaluate  # noqa: E402
+import rivals  # noqa: E402
 from evaluation import report  # noqa: E402
 from evaluation.benchmarks import load_data  # noqa: E402
 from evaluation.peers import best_sigma, blind_sigma, load_peer  # noqa: E402
@@ -650,6 +651,24 @@ def test_peers_get_the_known_noise_level(pairs, tmp_path):
     assert best >= true - 0.05  # the search goes in steps
 
 
+def test_noise_levels_are_chosen(pairs, tmp_path):
+    args = ["--data", f"mine:{pairs}@gaussian:20", "--model", "--compare", "wavelet", "--output_dir", tmp_path]
+    run(*args, "--sigma", "true")
+    assert list(read_methods(tmp_path)) == ["noisy input", "wavelet, true sigma"]
+
+
+def test_names_of_peers_with_commas(pairs, tmp_path):
+    folder = tmp_path / "dncnn, 16 channels"
+    rivals.save(rivals.build("dncnn"), "dncnn", folder)
+    args = ["--data", f"mine:{pairs}", "--model", "--compare", f"rival:{folder}", "wavelet", "--output_dir", tmp_path]
+    run(*args)
+    methods = read_methods(tmp_path)
+    assert [methods[name]["sigma"] for name in ("dncnn, 16 channels", "wavelet, blind")] == [None, "blind"]
+    assert [methods[name]["kind"] for name in ("dncnn, 16 channels", "wavelet, best sigma")] == [folder.name, "wavelet"]
+    for name in ("time.png", "sheet-mine.png", "crops.png"):
+        assert Image.open(tmp_path / name).size > (100, 100)
+
+
 def test_clean_images_are_compared_with_themselves(pairs, model, tmp_path, capsys):
     args = ["--data", f"clean:{pairs}@none", "--model", model, "--steps", 1, "--strength", 0, 1]
     run(*args, "--compare", "wavelet", "--output_dir", tmp_path)
@@ -877,12 +896,23 @@ def test_sheet_shows_every_version_of_the_images_that_differ_most(tmp_path):
     images = {
         f"p{i}": {"noisy input": grey, "a, 1 step": grey, "b": grey + 10 * i, "clean": grey + 100} for i in range(5)
     }
-    report.write_sheet(images, tmp_path / "sheet.png")
+    first, crops = report.write_sheet(images, tmp_path / "sheet.png")
+    assert first == "p4" and [np.asarray(crop)[0, 0, 0] for crop in crops.values()] == [100, 100, 140, 200]
     image = np.asarray(Image.open(tmp_path / "sheet.png"))
     side = report.SHEET_CROP * report.SHEET_ZOOM
     counts = [(image == value).all(axis=-1).sum() for value in (100, 110, 120, 130, 140, 200)]
     expected = [6 * side**2, 0, side**2, side**2, side**2, 3 * side**2]
     np.testing.assert_allclose(counts, expected, atol=500)  # the edges of letters are grey too
+
+
+def test_rows_show_crops_of_each_test_set_unenlarged(tmp_path):
+    crops = {"noisy input": Image.new("RGB", (112, 112), (50, 50, 50)), "a": Image.new("RGB", (112, 112), (200, 0, 0))}
+    small = {name: crop.resize((32, 32)) for name, crop in crops.items()}
+    report.write_rows({"large": crops, "small": small}, tmp_path / "crops.png")
+    image = np.asarray(Image.open(tmp_path / "crops.png"))
+    for value in ((50, 50, 50), (200, 0, 0)):
+        count = (image == value).all(axis=-1).sum()
+        assert count == pytest.approx(112**2 + 32**2, abs=50)  # the edges of letters are grey too
 
 
 # submissions

@@ -7,12 +7,13 @@ dictionary of fields of [`Method`] and of its `figures` or, if it failed, the `e
 """
 
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gdd_diffusers.comparison import grid, most_different, stack
 from gdd_diffusers.hub import markdown_table
@@ -51,12 +52,13 @@ all the threads named; each method has run once before the first is timed. Memor
 denoises an image, beyond what it held before, such as weights; the median over the images. BM3D is free for
 non-commercial use only."""
 SHEET_IMAGES, SHEET_ROWS, SHEET_CROP, SHEET_ZOOM = 3, 3, 112, 2
+LETTER_WIDTH = 9  # pixels, of the labels
 STYLES = {
     "improved": {"marker": "o", "linestyle": "-"},
     "origin": {"marker": "s", "linestyle": "--"},
     None: {"marker": "o", "linestyle": ""},
 }
-MARKERS = {"": "D", "blind": "D", "true sigma": "x", "best sigma": "^"}
+MARKERS = {None: "D", "blind": "D", "true": "x", "best": "^"}
 
 
 def figures(rows: list[dict], noisy_rows: list[dict] | None, metrics: list[str]) -> dict:
@@ -113,8 +115,8 @@ def summary(data: list[dict], names: list[str]) -> str:
         psnr = {name: row["psnr"] for name, row in measured.items() if "psnr" in row}
         speeds = {name: row["mpx_per_second"] for name, row in measured.items() if "mpx_per_second" in row} | speeds
         if psnr:
-            users = [value for name, value in psnr.items() if not name.endswith((", true sigma", ", best sigma"))]
-            best = max(users, default=None)
+            informed = {method["name"] for method in part["methods"] if method["sigma"] in ("true", "best")}
+            best = max((value for name, value in psnr.items() if name not in informed), default=None)
             columns[part["name"]] = {k: f"**{v:.2f}**" if v == best else f"{v:.2f}" for k, v in psnr.items()}
     speed = {name: f"{value:.3g}" for name, value in speeds.items()}
     listed = {method["name"] for part in data for method in part["methods"]}
@@ -184,9 +186,8 @@ def plot(data: list[dict], against: str, file: Path):
                 if method["model"]:
                     axes.annotate(method["steps"], place(method), (3, 3), textcoords="offset points", fontsize=7)
                 elif method["name"] != NOISY_INPUT.name:
-                    peer, _, sigma = method["name"].partition(", ")
-                    color = peers.setdefault(peer, f"C{9 - len(peers) % 10}")
-                    axes.plot(*place(method), MARKERS[sigma], color=color, label=method["name"])
+                    color = peers.setdefault(method["kind"], f"C{9 - len(peers) % 10}")
+                    axes.plot(*place(method), MARKERS[method["sigma"]], color=color, label=method["name"])
         handles, labels = axes.get_legend_handles_labels()
         entries = dict(zip(labels, handles, strict=True)) | entries
     if entries:
@@ -207,24 +208,41 @@ def _walks(methods: list[dict]) -> list[tuple[list[dict], dict]]:
     return result
 
 
-def write_sheet(images: dict[str, dict[str, np.ndarray]], file: Path):
+def write_sheet(images: dict[str, dict[str, np.ndarray]], file: Path) -> tuple[str, dict[str, Image.Image]]:
     """
-    Write crops of the images where the results differ most.
+    Write crops of the images where the results differ most, and return the name and the crops of the first.
 
     `images` holds for each image its versions by name, uint8 [H, W, C]: noisy, each method's result, clean.
     """
     blocks = []
     for image, versions in images.items():
-        versions = {
-            name.replace(", ", "\n", 1): Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+        pictures = {
+            name: Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
             for name, pixels in versions.items()
         }
-        _, *results, last = versions.values()
+        _, *results, last = pictures.values()
         width, height = (min(SHEET_CROP, side) for side in last.size)
         (left, top), difference = most_different(results, width, height)
-        box, size = (left, top, left + width, top + height), (width * SHEET_ZOOM, height * SHEET_ZOOM)
-        crops = {name: v.crop(box).resize(size, Image.Resampling.NEAREST) for name, v in versions.items()}
-        num_columns = min(len(crops), max(6, -(-len(crops) // SHEET_ROWS)))
-        blocks.append((difference, grid({f"{image}, {SHEET_ZOOM}:1": grid(crops, num_columns)}, 1)))
+        crops = {name: p.crop((left, top, left + width, top + height)) for name, p in pictures.items()}
+        blocks.append((difference, image, crops))
     blocks.sort(key=lambda block: -block[0])
-    stack([block for _, block in blocks[:SHEET_IMAGES]]).save(file)
+    sheets = []
+    for _, image, crops in blocks[:SHEET_IMAGES]:
+        num_columns = min(len(crops), max(6, -(-len(crops) // SHEET_ROWS)))
+        sheets.append(grid({f"{image}, {SHEET_ZOOM}:1": _labelled(crops, SHEET_ZOOM, num_columns)}, 1))
+    stack(sheets).save(file)
+    return blocks[0][1:]
+
+
+def write_rows(rows: dict[str, dict[str, Image.Image]], file: Path):
+    """Write crops of one image of each test set at 1:1, a row for each, with its title above."""
+    stack([grid({title: _labelled(crops, 1, len(crops))}, 1) for title, crops in rows.items()]).save(file)
+
+
+def _labelled(crops: dict[str, Image.Image], zoom: int, num_columns: int) -> Image.Image:
+    cells = {}
+    for name, crop in crops.items():
+        crop = crop.resize((crop.width * zoom, crop.height * zoom), Image.Resampling.NEAREST)
+        width = max(crop.width, SHEET_CROP)  # for the label of a small image
+        cells[textwrap.fill(name, width // LETTER_WIDTH)] = ImageOps.expand(crop, (0, 0, width - crop.width, 0), "white")
+    return grid(cells, num_columns)

@@ -33,9 +33,9 @@ class Method:
         sigma: How the noise level is chosen: `"blind"`, `"true"` or `"best"`.
         dtype: What it computes in.
         fingerprint: Of the weights and settings. A resumed run reuses the figures of the same fingerprint only.
-        model, kind, rule, steps, variant: For models of this package: the folder or repo, the name without rule and
-            steps, the step rule (`None` for one step, where all rules agree), the number of steps, and what
-            distinguishes its rows.
+        kind: The name without what distinguishes the rows of one denoiser.
+        model, rule, steps, variant: For models of this package: the folder or repo, the step rule (`None` for one
+            step, where all rules agree), the number of steps, and what distinguishes its rows.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Method:
     sigma: str | None = None
     dtype: str | None = None
     fingerprint: str = ""
-    model: str | None = None
     kind: str | None = None
+    model: str | None = None
     rule: str | None = None
     steps: int | None = None
     variant: str | None = None
