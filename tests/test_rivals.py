@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler
+from PIL import Image
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
@@ -18,10 +20,12 @@ sys.path.insert(0, str(EXAMPLES))
 
 import rivals  # noqa: E402
 from evaluation.peers import load_peer, short_name  # noqa: E402
+from rivals import measure, report  # noqa: E402
 from rivals.ddpm import DDPM  # noqa: E402
 from rivals.dncnn import DnCNN  # noqa: E402
 from rivals.fc_aide import FCAIDE  # noqa: E402
 from rivals.gcbd import GCBD, even_noise  # noqa: E402
+from rivals.image_transformer import ImageTransformer  # noqa: E402
 from rivals.mlp import MLP  # noqa: E402
 from rivals.nlrn import NLRN  # noqa: E402
 from rivals.tnrd import TNRD  # noqa: E402
@@ -69,9 +73,20 @@ def test_large_images_are_denoised_in_tiles():
 
 
 def test_number_of_parameters_in_the_papers():
-    assert count(TNRD(5, 48, 7, image_channels=1)) == 26_645
-    assert count(DnCNN(17, 64, image_channels=1)) == pytest.approx(0.56e6, rel=0.01)
-    assert count(NLRN(12, 128, 64, 45, image_channels=1)) == pytest.approx(0.33e6, rel=0.05)
+    """docs/rivals.md names the source of each number."""
+    # in each of 5 stages 48 filters, which are combinations of 48 cosines, 63 Gaussians for each, and the reaction
+    assert count(TNRD(5, 48, 7, image_channels=1)) == 5 * (48 * 48 + 48 * 63 + 1)
+    assert count(DnCNN(17, 64, image_channels=1)) == pytest.approx(556e3, rel=0.001)
+    nlrn = NLRN(12, 128, 64, 45, image_channels=1)
+    assert count(nlrn) == pytest.approx(340e3, rel=0.001)
+    later_norms = [p for norms in nlrn.norms[1:] for p in norms.parameters()]
+    assert count(nlrn) - sum(map(torch.numel, later_norms)) == pytest.approx(330e3, rel=0.01)
+    # The authors store whole filters of 3x3, of which a mask takes a third, or two thirds in the first layer.
+    fc_aide = FCAIDE(10, 64, image_channels=1)
+    masked = sum(9 * m.weight[..., 0].numel() - m.weight.numel() for m in fc_aide.modules() if hasattr(m, "taps"))
+    assert count(fc_aide) + masked == 1_098_690
+    with torch.device("meta"):
+        assert count(ImageTransformer(180, (6,) * 6, 6, pixel_unshuffle=1)) == pytest.approx(12e6, rel=0.02)
     mlp = MLP(39, 17, (3072, 3072, 2559, 2047), stride=3, image_channels=1)
     widths = [layer.weight.shape[::-1] for layer in mlp.layers[::2]]
     assert widths == [(39 * 39, 3072), (3072, 3072), (3072, 2559), (2559, 2047), (2047, 17 * 17)]
@@ -84,6 +99,12 @@ def test_cost_of_the_rivals_is_comparable():
     paper_sized = rivals.build("dncnn-64").eval()  # two operations for each weight
     assert paper_sized.flops_per_pixel() == pytest.approx(2 * count(paper_sized), rel=0.01)
     assert all(cost["gdd"] / 2.5 < flops < 2.5 * cost["gdd"] for flops in cost.values()), cost
+
+
+def test_ddpm_has_the_noise_of_the_paper():
+    scheduler = DDPM().scheduler
+    assert len(scheduler.betas) == 1000 and scheduler.config.prediction_type == "epsilon"
+    torch.testing.assert_close(scheduler.betas, torch.linspace(1e-4, 0.02, 1000))
 
 
 def test_mlp_averages_overlapping_patches():
@@ -266,10 +287,56 @@ def test_training_is_resumed_and_measured(clean_dir, tmp_path):
     assert not takes_sigma
 
     report = [sys.executable, EXAMPLES / "rivals" / "report.py", "--rivals_dir", folder.parent]
-    report += ["--plot", tmp_path / "curves.png"]
+    report += ["--output_dir", tmp_path / "plots"]
     printed = subprocess.run(report, capture_output=True, text=True, check=True).stdout
-    assert f"| dncnn | 36 | 71 | {summary['seconds']:.0f} | {summary['steps']} |" in printed
-    assert (tmp_path / "curves.png").exists()
+    assert f"| dncnn | 36 | 71 | {summary['seconds'] / 60:.3g} | {summary['steps']} |" in printed
+    assert (tmp_path / "plots" / "training.png").exists()
+
+
+def save_trained(name, rivals_dir):
+    """Save a rival of random weights as if it were trained."""
+    model = rivals.build(name)
+    rivals.save(model, name, rivals_dir / name)
+    summary = {"parameters": count(model), "seconds": 60.0, "steps": 2, "pixels": 1e6, "psnr": 30.0}
+    (rivals_dir / name / "training.json").write_text(json.dumps(summary))
+    lines = [{"step": 1, "seconds": 30.0, "loss": 1.0}, {"step": 2, "seconds": 60.0, "psnr": 30.0}]
+    (rivals_dir / name / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.slow
+def test_trained_rivals_are_measured_and_others_left_out(clean_dir, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    shutil.copytree(clean_dir, tmp_path / "data" / "kodak24")
+    rivals_dir, out = tmp_path / "rivals", tmp_path / "out"
+    for name in ("gdd", "dncnn"):
+        save_trained(name, rivals_dir)
+    (rivals_dir / "mlp").mkdir()
+    (rivals_dir / "mlp" / "checkpoint.pt").touch()
+    args = ["--rivals_dir", rivals_dir, "--data_dir", tmp_path / "data", "--output_dir", out]
+    args += ["--num_images", 1, "--num_small_images", 1, "--num_images_of_steps", 1]
+    measure.main(measure.parse_args([str(arg) for arg in args]))
+
+    said = capsys.readouterr()
+    assert "mlp is left out: its training is not finished." in said.err
+    assert "nlrn is left out: its training is not begun." in said.err
+    assert f"RENOIR is left out: there is no {tmp_path / 'data' / 'renoir-val'}." in said.err
+    table = [line for line in said.out.partition("| PSNR, dB / SSIM |")[2].splitlines() if "|" in line]
+    assert table[0].count("1 image") == 4  # white noise in colour and grey, of a phone, and on 32x32
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table[1:]}
+    figures = json.loads((out / "images" / "results.json").read_text())[0]["methods"]
+    psnr = {method["name"]: method["figures"]["psnr"] for method in figures}
+    for name in ("noisy input", "bm3d, blind", "gdd", "dncnn"):
+        assert cells[name][0].startswith(f"{psnr[name]:.2f} / ")
+    assert cells["dncnn"][-2:] == ["36", "71"] and cells["bm3d, blind"][-2:] == ["", ""]
+    once, ten_times = (float(cells[name][-1]) for name in ("gdd", "gdd (steps=10,rule=origin)"))
+    assert ten_times == pytest.approx(10 * once, rel=0.02)
+    for name in ("training.png", "steps.png", "crops.png"):
+        assert Image.open(out / name).size > (100, 100)
+
+
+def test_curves_of_steps_are_told_apart_by_their_options():
+    assert report.split_name("ddpm (steps=5,sampler=ddpm)") == ("ddpm", {"steps": 5, "sampler": "ddpm"})
+    assert report.split_name("bm3d, blind") == ("bm3d, blind", {})
 
 
 @pytest.mark.slow

@@ -217,8 +217,7 @@ def write_sheet(images: dict[str, dict[str, np.ndarray]], file: Path) -> tuple[s
     blocks = []
     for image, versions in images.items():
         pictures = {
-            name: Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-            for name, pixels in versions.items()
+            name: Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))) for name, pixels in versions.items()
         }
         _, *results, last = pictures.values()
         width, height = (min(SHEET_CROP, side) for side in last.size)
@@ -244,5 +243,6 @@ def _labelled(crops: dict[str, Image.Image], zoom: int, num_columns: int) -> Ima
     for name, crop in crops.items():
         crop = crop.resize((crop.width * zoom, crop.height * zoom), Image.Resampling.NEAREST)
         width = max(crop.width, SHEET_CROP)  # for the label of a small image
-        cells[textwrap.fill(name, width // LETTER_WIDTH)] = ImageOps.expand(crop, (0, 0, width - crop.width, 0), "white")
+        crop = ImageOps.expand(crop, (0, 0, width - crop.width, 0), "white")
+        cells[textwrap.fill(name, width // LETTER_WIDTH)] = crop
     return grid(cells, num_columns)

@@ -35,10 +35,10 @@ class Denoiser(nn.Module):
         """Return the parameters in groups, each with the peak of its learning rate."""
         return [{"params": list(self.parameters()), "lr": self.learning_rate}]
 
-    def flops_per_pixel(self) -> float:
+    def flops_per_pixel(self, **options) -> float:
         """Count the operations of `denoise`, a multiplication and an addition as two, on an image of 128x128."""
         with FlopCounterMode(display=False) as counter:
-            self.denoise(torch.rand(1, 3, 128, 128))
+            self.denoise(torch.rand(1, 3, 128, 128), **options)
         return counter.get_total_flops() / 128**2
 
     @torch.no_grad()

@@ -11,7 +11,8 @@ class ImageTransformer(Denoiser):
     """
     Attention in shifted windows, over blocks of 2x2 pixels as in gdd-fast, and a residual that is added to the image.
 
-    The paper's denoiser for colour images is `ImageTransformer(180, (6,) * 6, 6, pixel_unshuffle=1)`.
+    The paper denoises nothing but JPEG. Of the size of that network is
+    `ImageTransformer(180, (6,) * 6, 6, pixel_unshuffle=1)`.
     """
 
     batch_size = 8

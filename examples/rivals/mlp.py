@@ -25,7 +25,7 @@ class MLP(Denoiser):
             layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
         self.layers = nn.Sequential(*layers[:-1])
         distance = torch.arange(clean_size) - (clean_size - 1) / 2
-        window = torch.exp(-(distance**2) / (2 * (clean_size / 4) ** 2))
+        window = torch.exp(-(distance**2) / (2 * (clean_size // 2 / 2) ** 2))
         self.register_buffer("window", torch.outer(window, window).flatten()[:, None], persistent=False)
 
     def clean_patches(self, noisy: torch.Tensor) -> torch.Tensor:

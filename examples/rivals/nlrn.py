@@ -33,10 +33,10 @@ class NLRN(Denoiser):
         self.norm_out = nn.BatchNorm2d(channels)
         self.conv_out = zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
 
-    def flops_per_pixel(self) -> float:
+    def flops_per_pixel(self, **options) -> float:
         channels, embedding = self.g.out_channels, self.theta.out_channels
         # products of single pixels, which torch does not count
-        return super().flops_per_pixel() + self.steps * self.window**2 * 2 * (channels + embedding)
+        return super().flops_per_pixel(**options) + self.steps * self.window**2 * 2 * (channels + embedding)
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         state = start = self.conv_in(noisy)
