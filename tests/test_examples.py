@@ -48,7 +48,8 @@ def test_what_is_missing_is_named_in_one_sentence(script, arguments, monkeypatch
     assert message.startswith(Path(script).name + ": ") and "missing" in message
 
 
-SCRIPTS = ["train.py", "rivals/train.py", "evaluate.py", "prepare_data.py", "publish.py", "denoise_dataset.py"]
+SCRIPTS = ["train.py", "evaluate.py", "prepare_data.py", "publish.py", "denoise_dataset.py"]
+SCRIPTS += ["rivals/train.py", "rivals/measure.py", "rivals/report.py"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

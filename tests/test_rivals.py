@@ -75,19 +75,16 @@ def test_large_images_are_denoised_in_tiles():
 def test_number_of_parameters_in_the_papers():
     """docs/rivals.md names the source of each number."""
     # in each of 5 stages 48 filters, which are combinations of 48 cosines, 63 Gaussians for each, and the reaction
-    assert count(TNRD(5, 48, 7, image_channels=1)) == 5 * (48 * 48 + 48 * 63 + 1)
-    assert count(DnCNN(17, 64, image_channels=1)) == pytest.approx(556e3, rel=0.001)
-    nlrn = NLRN(12, 128, 64, 45, image_channels=1)
-    assert count(nlrn) == pytest.approx(340e3, rel=0.001)
-    later_norms = [p for norms in nlrn.norms[1:] for p in norms.parameters()]
-    assert count(nlrn) - sum(map(torch.numel, later_norms)) == pytest.approx(330e3, rel=0.01)
+    assert count(TNRD(5, 48, 7, image_channels=1)) == 5 * (48 * 48 + 48 * 63 + 1) == 26_645
+    assert count(DnCNN(17, 64, image_channels=1)) == 556_097
+    assert count(NLRN(12, 128, 64, 45, image_channels=1)) == 340_099 - 2  # the authors normalise the input, too
     # The authors store whole filters of 3x3, of which a mask takes a third, or two thirds in the first layer.
     fc_aide = FCAIDE(10, 64, image_channels=1)
     masked = sum(9 * m.weight[..., 0].numel() - m.weight.numel() for m in fc_aide.modules() if hasattr(m, "taps"))
     assert count(fc_aide) + masked == 1_098_690
     with torch.device("meta"):
         assert count(ImageTransformer(180, (6,) * 6, 6, pixel_unshuffle=1)) == pytest.approx(12e6, rel=0.02)
-    mlp = MLP(39, 17, (3072, 3072, 2559, 2047), stride=3, image_channels=1)
+        mlp = MLP(39, 17, (3072, 3072, 2559, 2047), stride=3, image_channels=1)
     widths = [layer.weight.shape[::-1] for layer in mlp.layers[::2]]
     assert widths == [(39 * 39, 3072), (3072, 3072), (3072, 2559), (2559, 2047), (2047, 17 * 17)]
 
@@ -105,6 +102,12 @@ def test_ddpm_has_the_noise_of_the_paper():
     scheduler = DDPM().scheduler
     assert len(scheduler.betas) == 1000 and scheduler.config.prediction_type == "epsilon"
     torch.testing.assert_close(scheduler.betas, torch.linspace(1e-4, 0.02, 1000))
+
+
+def test_window_of_mlp_is_that_of_the_authors():
+    window = MLP(39, 17, (8,), stride=3, image_channels=1).window.view(17, 17)
+    distance = torch.arange(17) - 8
+    torch.testing.assert_close(window[8], torch.exp(-(distance**2) / (2 * 4**2)))  # 8 px are two standard deviations
 
 
 def test_mlp_averages_overlapping_patches():
@@ -332,6 +335,11 @@ def test_trained_rivals_are_measured_and_others_left_out(clean_dir, tmp_path, ca
     assert ten_times == pytest.approx(10 * once, rel=0.02)
     for name in ("training.png", "steps.png", "crops.png"):
         assert Image.open(out / name).size > (100, 100)
+
+
+def test_a_folder_without_trained_rivals_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no trained rival"):
+        report.main(report.parse_args(["--rivals_dir", str(tmp_path)]))
 
 
 def test_curves_of_steps_are_told_apart_by_their_options():

@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure(sets: dict[str, str], peers: list[str], num_images: int, output_dir: Path):
     """Let evaluate.py measure `peers` on so many images of each test set, paths by name."""
-    if sets and peers:
+    if sets and peers:  # without gdd, ddpm and fc-aide, nothing has steps
         options = ["--model", "--sigma", "blind", "--max_pictures", str(num_images), "--output_dir", str(output_dir)]
         data = [argument for name, path in sets.items() for argument in ("--data", f"{name}:{path}")]
         evaluate.main(evaluate.parse_args([*options, *data, "--compare", *peers]))
@@ -81,4 +81,9 @@ def main(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"measure.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("measure.py: stopped; run the same command again to resume.")

@@ -37,7 +37,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def trained(rivals_dir: Path) -> dict[str, dict]:
-    """Return the summary of each finished training, and say which are not finished."""
+    """
+    Return the summary of each finished training, and say which are not finished.
+
+    Raises:
+        ValueError: If none is.
+    """
     summaries = {}
     for name in RIVALS:
         file = rivals_dir / name / "training.json"
@@ -46,6 +51,8 @@ def trained(rivals_dir: Path) -> dict[str, dict]:
         else:
             state = "not finished" if (rivals_dir / name).exists() else "not begun"
             print(f"{name} is left out: its training is {state}.", file=sys.stderr)
+    if not summaries:
+        raise ValueError(f"{rivals_dir} holds no trained rival; train.py trains them.")
     return summaries
 
 
@@ -137,7 +144,7 @@ def plot_steps(parts: list[dict], rivals_dir: Path, summaries: dict[str, dict], 
 def main(args: argparse.Namespace):
     summaries = trained(args.rivals_dir)
     print(cost_table(args.rivals_dir, summaries))
-    if not args.output_dir or not summaries:
+    if not args.output_dir:
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
     plot_training(args.rivals_dir, summaries, args.output_dir / "training.png")
@@ -155,4 +162,7 @@ def main(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"report.py: {error}")
