@@ -141,6 +141,13 @@ def test_influence_functions_of_tnrd_are_sums_of_gaussians():
     torch.testing.assert_close(stage.influence(z), expected, atol=1e-3, rtol=0)
 
 
+def test_tnrd_leaves_even_colours_as_they_are():
+    model = randomize(TNRD(2, 24, 5), std=0.3)
+    even = torch.tensor([0.8, 0.3, 0.1])[:, None, None].expand(1, 3, 30, 34)
+    inside = ..., slice(8, -8), slice(8, -8)  # of what the border has an influence on
+    torch.testing.assert_close(model(even)[inside], even[inside], atol=1e-4, rtol=0)
+
+
 def test_a_pixel_changes_nothing_in_its_own_affine_map_of_fc_aide():
     model = randomize(FCAIDE(depth=4, channels=6))
     noisy = torch.rand(1, 3, 15, 17)

@@ -19,7 +19,7 @@ class Stage(nn.Module):
 
     def __init__(self, num_filters: int, size: int, image_channels: int):
         super().__init__()
-        # filters are combinations of cosines without the constant one, and begin as those of lowest frequency
+        # filters are combinations of cosines, and begin as those of lowest frequency
         self.register_buffer("basis", cosines(image_channels, size), persistent=False)
         self.coefficients = nn.Parameter(torch.eye(num_filters, len(self.basis)))
         mu = torch.arange(NUM_BASES) - NUM_BASES // 2
@@ -76,7 +76,11 @@ class TNRD(Denoiser):
 
 
 def cosines(channels: int, size: int) -> torch.Tensor:
-    """Return the orthonormal cosines of a patch but the constant one, by frequency, `[n, channels, size, size]`."""
+    """
+    Return the orthonormal cosines of a patch by frequency, `[n, channels, size, size]`.
+
+    Those that are constant in space are left out, as in the paper, so that an even area of any colour stays as it is.
+    """
 
     def transform(n):
         k, x = torch.arange(n)[:, None], torch.arange(n)
@@ -85,6 +89,6 @@ def cosines(channels: int, size: int) -> torch.Tensor:
         return matrix
 
     c, y = transform(channels), transform(size)
-    atoms = torch.einsum("ic,jy,kx->ijkcyx", c, y, y).flatten(0, 2)
-    frequency = sum(torch.meshgrid(torch.arange(channels), *[torch.arange(size)] * 2, indexing="ij")).flatten()
-    return atoms[frequency.sort(stable=True).indices[1:]]
+    atoms = torch.einsum("ic,jy,kx->ijkcyx", c, y, y).flatten(1, 2)[:, 1:].flatten(0, 1)
+    frequency = sum(torch.meshgrid(torch.arange(channels), *[torch.arange(size)] * 2, indexing="ij"))
+    return atoms[frequency.flatten(1)[:, 1:].flatten().sort(stable=True).indices]
