@@ -659,7 +659,8 @@ def test_stopped_it_saves_a_checkpoint_and_exits_without_a_traceback(data, tmp_p
     RealDenoisePipeline.from_pretrained(tmp_path)
 
 
-def test_killed_it_leaves_no_process_behind(data, tmp_path):
+def test_killed_it_leaves_no_process_behind(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # a fork cannot use the GPU that this process uses
     options = {"max_train_steps": 100_000, "checkpointing_steps": 100_000, "dataloader_num_workers": 1}
     training = multiprocessing.get_context("fork").Process(target=run, args=(data, tmp_path), kwargs=options)
     training.start()
@@ -758,37 +759,27 @@ def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
         torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
 
 
-def free_port():
+def on_two_machines(function, *args, **kwargs):
+    """Call a function in a fork of this process for each of two machines, here one, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+    def start(rank):
+        os.environ |= environment | {"RANK": rank}
+        function(*args, **kwargs)
+
+    machines = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in "01"]
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        machine.join()
+    assert [machine.exitcode for machine in machines] == [0, 0]
 
 
-def launch_on_two_machines(command, **environment):
-    """Start a process on each of two machines, here one, as torchrun does; return outputs and exit codes."""
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    machines = [
-        subprocess.Popen(command, cwd=EXAMPLES, env=os.environ | environment | {"RANK": rank}, **output)
-        for rank in ("0", "1")
-    ]
-    return [(machine.communicate()[0], machine.returncode) for machine in machines]
-
-
-TRAIN_IN_TURN = """
-import json, os, sys
-import train
-from accelerate.state import AcceleratorState
-
-for port, arguments in json.loads(sys.argv[1]):
-    os.environ["MASTER_PORT"] = port
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train.main(train.parse_args(arguments))
-"""
-
-
-def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path):
+def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path, datasets_cache, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     (tmp_path / "hub").mkdir()
     features = datasets.Features({"noisy": datasets.Image(), "clean": datasets.Image()})
     for name in ("train-0", "train-1", "validation"):
@@ -801,24 +792,22 @@ def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path):
         }
         datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "hub" / f"{name}.parquet")
     options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
-    trainings = [
-        (free_port(), arguments(data, tmp_path / "a", **options)),
-        (free_port(), arguments(data, tmp_path / "b", max_train_minutes=0, **options)),
-        (free_port(), arguments(data, tmp_path / "b", resume_from_checkpoint="latest", **options)),
-    ]
-    command = [sys.executable, "-c", TRAIN_IN_TURN, json.dumps(trainings)]
-    (said, code), other = launch_on_two_machines(command, ACCELERATE_USE_CPU="true", HF_HOME=str(tmp_path / "home"))
-    assert code == other[1] == 0, said + other[0]
-    assert said.count("Done after step 6") == 2 and said.count("Stopped after step 1") == 1
+    on_two_machines(run, data, tmp_path / "a", **options)
+    on_two_machines(run, data, tmp_path / "b", max_train_minutes=0, **options)
+    assert not (tmp_path / "b" / "checkpoint-6").exists()
+    on_two_machines(run, data, tmp_path / "b", resume_from_checkpoint="latest", **options)
     assert_same_training(tmp_path / "a", tmp_path / "b", "checkpoint-6")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_processes_that_would_not_train_together_are_refused(data, tmp_path):
     """As `accelerate launch` also starts them, if it was once configured for several GPUs."""
-    command = [sys.executable, "train.py", *arguments(data, tmp_path / "out")]
-    for said, code in launch_on_two_machines(command, ACCELERATE_USE_CPU="false"):
-        assert code == 1 and "train.py: 2 processes were started, but each would train on its own" in said
+
+    def train_and_be_refused():
+        with pytest.raises(ValueError, match="2 processes were started, but each would train on its own"):
+            run(data, tmp_path / "out")
+
+    on_two_machines(train_and_be_refused)
     assert not (tmp_path / "out").exists()
 
 
