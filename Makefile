@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
+# A file is run by one process, since its tests share servers and models, in the order that tests/conftest.py gives.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast peers fuzz quality style clean
 
@@ -9,10 +11,10 @@ demo: .venv/.installed  ## denoise the sample photograph and print its PSNR befo
 	$(BIN)/python examples/demo.py
 
 test: quality peers  ## run every test, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
 
 test-fast: .venv/.installed-dev  ## run the unit tests: none that trains, or starts a server or a browser
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 peers: .venv/.installed-peers  ## install spandrel and deepinv, to compare with; see docs/measuring.md
 

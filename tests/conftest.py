@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,12 @@ import torch  # noqa: E402
 from diffusers import UNet2DModel  # noqa: E402
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, or one of them would be left to a single core at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -152,6 +152,18 @@ configs:
 """
 
 
+# In a process of its own, since the address of the Hub is read when the client is imported
+TRAIN_AND_EVALUATE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import evaluate, train
+
+training, measured = json.loads(sys.argv[2])
+train.main(train.parse_args(training))
+assert evaluate.main(evaluate.parse_args(measured))
+"""
+
+
 @pytest.mark.slow
 def test_cifar10_is_measured_and_trained_on(tmp_path):
     """By its name on the Hub, whose image column is `img`."""
@@ -165,22 +177,18 @@ def test_cifar10_is_measured_and_trained_on(tmp_path):
     make_pipeline().save_pretrained(tmp_path / "tiny")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-
-    def run(*words):
-        command = [sys.executable, EXAMPLES / words[0], *words[1:]]
-        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert process.returncode == 0, process.stdout + process.stderr
-
+    source = ["--dataset_name", "uoft-cs/cifar10", "--clean_column", "img", "--output_dir", "trained"]
+    training = ["--max_train_steps", "2", "--train_batch_size", "4", "--report_to", "none"]
+    training += ["--pretrained_model", "tiny", "--crop_size", "32", "--noise_preset", "gaussian"]
+    measured = ["--data", "cifar10@gaussian:25", "--data", "phone:hub:uoft-cs/cifar10:test@phone:700"]
+    measured += ["--model", "trained", "--steps", "1", "--compare", "wavelet"]
+    command = [sys.executable, "-c", TRAIN_AND_EVALUATE, EXAMPLES, json.dumps([source + training, measured])]
     with Hub() as hub:
         hub.repos["uoft-cs/cifar10"] = Repo()
         hub.repos["uoft-cs/cifar10"].commit(files)
         environment["HF_ENDPOINT"] = hub.url
-        training = ["--max_train_steps", "2", "--train_batch_size", "4", "--report_to", "none"]
-        training += ["--pretrained_model", "tiny", "--crop_size", "32", "--noise_preset", "gaussian"]
-        source = ["--dataset_name", "uoft-cs/cifar10", "--clean_column", "img"]
-        run("train.py", *source, *training, "--output_dir", "trained")
-        measured = ["--data", "cifar10@gaussian:25", "--data", "phone:hub:uoft-cs/cifar10:test@phone:700"]
-        run("evaluate.py", *measured, "--model", "trained", "--steps", "1", "--compare", "wavelet")
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
     validated = json.loads((tmp_path / "trained" / "log.jsonl").read_text().splitlines()[0])
     assert 15 < validated["psnr/noisy"] < 40
     cifar10, phone = json.loads((tmp_path / "out" / "evaluate" / "results.json").read_text())

@@ -14,7 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import gdd_diffusers
 
@@ -92,17 +94,15 @@ def test_readme_on_pypi_links_to_the_tag_that_it_was_built_from(wheel):
     assert f"Source, https://github.com/{REPOSITORY}" in metadata.get_all("Project-URL")
 
 
-def test_commands_work_outside_the_repository(installed, tmp_path):
+def test_command_works_outside_the_repository(installed, tmp_path):
     where = run(installed / "python", "-c", "import gdd_diffusers; print(gdd_diffusers.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
     gdd = installed / "gdd"
     assert run(gdd, "--version", cwd=tmp_path).split()[1] == gdd_diffusers.__version__
-    assert "million parameters" in run(gdd, "info", cwd=tmp_path)
-    clean = PACKAGE / "app" / "demo" / "coffee_clean.jpg"
-    run(gdd, "simulate", clean, "--preset", "phone", "--iso", 800, "-o", "noisy.png", cwd=tmp_path)
-    run(gdd, "denoise", "noisy.png", "-o", "denoised.png", cwd=tmp_path)
-    # noise does not compress
-    assert (tmp_path / "denoised.png").stat().st_size < 0.7 * (tmp_path / "noisy.png").stat().st_size
+    noisy, clean = (ROOT / "examples" / "assets" / f"coffee_{name}.png" for name in ("noisy", "clean"))
+    run(gdd, "denoise", noisy, "-o", "denoised.png", cwd=tmp_path)
+    noisy, clean, denoised = (np.asarray(Image.open(path), int) for path in (noisy, clean, tmp_path / "denoised.png"))
+    assert np.square(denoised - clean).mean() < np.square(noisy - clean).mean() / 6
 
 
 def test_page_works_outside_the_repository(installed, tmp_path):
@@ -112,7 +112,7 @@ def test_page_works_outside_the_repository(installed, tmp_path):
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (url := re.search(r"http://[\w.:]+", (tmp_path / "log").read_text())):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.2)
@@ -120,4 +120,4 @@ def test_page_works_outside_the_repository(installed, tmp_path):
             assert b"gradio" in answer.read()
     finally:
         process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0

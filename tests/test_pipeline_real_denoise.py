@@ -535,7 +535,7 @@ def test_threads_do_not_interrupt_each_other(pipe):
 
     def wait(pipeline, i, t, callback_kwargs):
         begun.set()
-        assert ended.wait(60)
+        assert ended.wait(300)
         seen.append((pipeline.num_timesteps, pipeline.interrupt))
         return callback_kwargs
 
@@ -546,7 +546,7 @@ def test_threads_do_not_interrupt_each_other(pipe):
     expected = pipe(picture, num_inference_steps=3, output_type="pt").images
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(pipe, picture, num_inference_steps=3, output_type="pt", callback_on_step_end=wait)
-        assert begun.wait(60)
+        assert begun.wait(300)
         stopped = pipe(picture, num_inference_steps=2, output_type="pt", callback_on_step_end=interrupt).images
         ended.set()
         assert torch.equal(call.result().images, expected)
@@ -576,14 +576,14 @@ def test_interrupt_from_outside_stops_every_call(pipe):
     def wait(pipeline, i, t, callback_kwargs):
         steps.append(i)
         for _ in range(2):
-            begun.wait(60)
+            begun.wait(300)
         return callback_kwargs
 
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(pipe, picture, num_inference_steps=9, callback_on_step_end=wait) for _ in range(2)]
-        begun.wait(60)
+        begun.wait(300)
         pipe._interrupt = True
-        begun.wait(60)
+        begun.wait(300)
         for call in calls:
             call.result()
     assert steps == [0, 0]

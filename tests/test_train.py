@@ -650,7 +650,7 @@ def test_stopped_it_saves_a_checkpoint_and_exits_without_a_traceback(data, tmp_p
     """The signal goes to all processes of the group, as from `timeout` or a terminal."""
     with endless_training(data, tmp_path) as (process, output):
         os.killpg(process.pid, number)
-        output += process.communicate(timeout=60)[0]
+        output += process.communicate(timeout=300)[0]
     assert process.returncode == 0 and "Traceback" not in output, output
     (checkpoint,) = find_checkpoints(tmp_path)
     last_step = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
@@ -659,13 +659,19 @@ def test_stopped_it_saves_a_checkpoint_and_exits_without_a_traceback(data, tmp_p
     RealDenoisePipeline.from_pretrained(tmp_path)
 
 
-def test_killed_it_leaves_no_process_behind(data, tmp_path):
-    with endless_training(data, tmp_path) as (process, _):
-        others = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.communicate()
+def test_killed_it_leaves_no_process_behind(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # a fork cannot use the GPU that this process uses
+    options = {"max_train_steps": 100_000, "checkpointing_steps": 100_000, "dataloader_num_workers": 1}
+    training = multiprocessing.get_context("fork").Process(target=run, args=(data, tmp_path), kwargs=options)
+    training.start()
+    while not ((log := tmp_path / "log.jsonl").exists() and log.read_text().count("loss")):
+        training.join(0.05)
+        assert training.exitcode is None
+    others = psutil.Process(training.pid).children(recursive=True)
+    training.kill()
+    training.join()
     assert others
-    assert not psutil.wait_procs(others, timeout=30)[1]
+    assert not psutil.wait_procs(others, timeout=300)[1]
 
 
 def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(whole, data, tmp_path):
@@ -753,25 +759,27 @@ def test_two_processes_train_as_one_with_twice_the_batch(whole, data, tmp_path):
         torch.testing.assert_close(tensor, load_file(tmp_path / "one" / WEIGHTS)[name], atol=1e-4, rtol=0)
 
 
-def train_on_two_machines(data, output_dir, **options):
-    """Launch a process on each of two machines, here one, which share a folder."""
+def on_two_machines(function, *args, **kwargs):
+    """Call a function in a fork of this process for each of two machines, here one, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    machines = []
-    for rank in "01":
-        options_of_rank = script(data, output_dir, **options)
-        launcher = ["torch.distributed.run", "--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1"]
-        launcher += ["--master_addr", "127.0.0.1", "--master_port", port, EXAMPLES / "train.py"]
-        command = [sys.executable, "-m", *launcher, *options_of_rank.pop("args")]
-        machines.append(subprocess.Popen(command, **options_of_rank))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+    def start(rank):
+        os.environ |= environment | {"RANK": rank}
+        function(*args, **kwargs)
+
+    machines = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in "01"]
     for machine in machines:
-        said = machine.communicate()[0].decode()
-        assert machine.returncode == 0, said
+        machine.start()
+    for machine in machines:
+        machine.join()
+    assert [machine.exitcode for machine in machines] == [0, 0]
 
 
-def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path, datasets_cache, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     (tmp_path / "hub").mkdir()
     features = datasets.Features({"noisy": datasets.Image(), "clean": datasets.Image()})
     for name in ("train-0", "train-1", "validation"):
@@ -784,22 +792,22 @@ def test_two_machines_divide_a_stream_and_resume_exactly(data, tmp_path, monkeyp
         }
         datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "hub" / f"{name}.parquet")
     options = {"clean_dir": None, "validation_dir": None, "dataset_name": tmp_path / "hub", "streaming": True}
-    train_on_two_machines(data, tmp_path / "a", **options)
-    train_on_two_machines(data, tmp_path / "b", max_train_minutes=0, **options)
+    on_two_machines(run, data, tmp_path / "a", **options)
+    on_two_machines(run, data, tmp_path / "b", max_train_minutes=0, **options)
     assert not (tmp_path / "b" / "checkpoint-6").exists()
-    train_on_two_machines(data, tmp_path / "b", resume_from_checkpoint="latest", **options)
+    on_two_machines(run, data, tmp_path / "b", resume_from_checkpoint="latest", **options)
     assert_same_training(tmp_path / "a", tmp_path / "b", "checkpoint-6")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_processes_that_would_not_train_together_are_refused(data, tmp_path):
     """As `accelerate launch` also starts them, if it was once configured for several GPUs."""
-    options = script(data, tmp_path / "out")
-    del options["env"]["ACCELERATE_USE_CPU"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run([*launcher, EXAMPLES / "train.py", *options.pop("args")], **options, text=True)
-    assert process.returncode != 0
-    assert "train.py: 2 processes were started, but each would train on its own" in process.stdout
+
+    def train_and_be_refused():
+        with pytest.raises(ValueError, match="2 processes were started, but each would train on its own"):
+            run(data, tmp_path / "out")
+
+    on_two_machines(train_and_be_refused)
     assert not (tmp_path / "out").exists()
 
 
@@ -1019,7 +1027,7 @@ def test_of_what_a_worker_met_only_the_sentence_is_printed_and_no_worker_is_left
         (tmp_path / "photos" / name).write_bytes(b"not a picture")
     options = script(data, tmp_path / "out", clean_dir=tmp_path / "photos", dataloader_num_workers=1)
     words = [sys.executable, EXAMPLES / "train.py", *options.pop("args")]
-    output = subprocess.run(words, **options, text=True, timeout=60).stdout  # which ends when the last worker has
+    output = subprocess.run(words, **options, text=True, timeout=300).stdout  # which ends when the last worker has
     (said,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
     assert said.startswith("train.py: 2 of 5 images cannot be read, which is more than 1%: ")
     assert "Traceback" not in output
