@@ -11,7 +11,6 @@ import numpy as np
 import pillow_heif
 import pytest
 import torch
-from conftest import make_pipeline
 from PIL import Image
 from raw_files import expose, scene, write_dng
 from typer.testing import CliRunner
@@ -20,14 +19,6 @@ from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.app import batch, cli
 from gdd_diffusers.comparison import GAP, compare
 from gdd_diffusers.files import read_image
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    make_pipeline(tile_size=64, tile_overlap=16, default_num_inference_steps=2).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
