@@ -579,7 +579,7 @@ def test_simulate_is_reproducible(run, tmp_path):
     assert code == 1 and "1.png" in said
     Image.fromarray(np.zeros((50, 70, 4), np.uint8)).save(tmp_path / "alpha.png")
     code, said = run("simulate", "alpha.png", "-o", "4.png")
-    assert code == 1 and "alpha.png: the simulated camera takes images without transparency only" in said
+    assert code == 1 and "alpha.png: the simulated camera takes no transparency" in said
 
 
 @pytest.mark.parametrize("name, shape", [("grey.png", (50, 70)), ("equal.jpg", (50, 70, 3))])

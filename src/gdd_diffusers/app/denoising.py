@@ -129,7 +129,7 @@ def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
 
     channels = pixels.shape[-1]
     if channels not in (1, 3):
-        raise ValueError("the simulated camera takes images without transparency only.")
+        raise ValueError("the simulated camera takes no transparency; save the image without its alpha channel.")
     if min(pixels.shape[:2]) < 11:
         raise ValueError("the simulated camera and the SSIM need at least 11 x 11 pixels.")
     generator = torch.Generator().manual_seed(seed)
