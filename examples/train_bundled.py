@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from options import HelpFormatter
-from train import positive, predict_x0
+from train import crop_schedule, positive, predict_x0
 from training.checkpoints import averaged_weights
 from training.model import build_optimizer
 
@@ -41,8 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", type=float, nargs="+", help="How often to draw from each clean_dir.")
     add("--output_dir", required=True, help="Folder for the weights and the log.")
     add("--minutes", type=float, required=True, help="To train, without the measuring before.")
-    add("--batch_size", type=positive, default=384, help="Crops per step.")
-    add("--crop_size", type=positive, default=160, help="Pixels.")
+    add("--batch_size", type=positive, default=384, help="Crops per step, of the first size.")
+    add(
+        "--crop_size",
+        type=crop_schedule,
+        default="160",
+        help="Pixels; 160:0.95,32 takes batches of smaller crops, of as many pixels, 5%% of the time.",
+    )
     add("--learning_rate", type=float, default=1e-3, help="At its peak.")
     add("--num_workers", type=int, default=6, help="Processes that prepare batches.")
     add("--seed", type=int, default=0, help="Of the order of the data, and the noise.")
@@ -88,8 +93,15 @@ def build_batches(args: argparse.Namespace) -> TrainingBatches:
     simulator = CameraNoise("mixed")
     weights = args.weights or [len(folder) for folder in folders]
     sources = [Source(folder, weight, simulator) for folder, weight in zip(folders, weights, strict=True)]
-    schedule = [(args.crop_size, 1.0)]
-    batches = TrainingBatches(sources, args.batch_size, schedule, 1_000_000, args.seed, device=args.device)
+    batches = TrainingBatches(
+        sources,
+        args.batch_size,
+        args.crop_size,
+        num_batches=1_000_000,
+        seed=args.seed,
+        device=args.device,
+        shuffle_crop_sizes=True,
+    )
     # Decoded before the workers are forked, the photographs are in memory once for all.
     with ThreadPoolExecutor() as pool:
         for images in batches.images:
@@ -141,7 +153,7 @@ def loss_of(trainee: Trainee, batch: dict, target: torch.Tensor | None = None) -
 
 def measure(batches: TrainingBatches, trainees: list[Trainee]):
     """Print what the parts of a step take."""
-    item = batches[0]
+    item = batches[int(batches.crop_sizes.argmax())]
     batch = batches.simulate(item)
 
     def step(trainee):
@@ -175,7 +187,7 @@ def main(args: argparse.Namespace):
     if args.device == "cuda":
         measure(batches, [small, fast])
 
-    pixels, line = args.batch_size * args.crop_size**2, {}
+    pixels, line = args.batch_size * args.crop_size[0][0] ** 2, {}
     started = last_saved = time.monotonic()
     with (output_dir / "log.jsonl").open("a") as log:
         for step, batch in enumerate(simulate_ahead(batches, args.num_workers), 1):

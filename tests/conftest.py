@@ -64,6 +64,15 @@ def plain_pipe():
     return make_pipeline(UNet2DModel, tile_size=64, tile_overlap=16)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a small pipeline."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline(tile_size=64, tile_overlap=16, default_num_inference_steps=2).save_pretrained(folder)
+    return folder
+
+
 def save_image(path, size=(48, 40), seed=0, **options):
     """Save an image whose every pixel is different from its neighbours."""
     path.parent.mkdir(parents=True, exist_ok=True)

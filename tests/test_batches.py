@@ -10,6 +10,7 @@ from conftest import save_image
 from PIL import Image
 
 from gdd_diffusers.data.batches import PairedImages, Source, TrainingBatches
+from gdd_diffusers.data.camera_noise import CameraNoise
 from gdd_diffusers.data.layouts import (
     find_images,
     load_clean,
@@ -172,6 +173,42 @@ def test_crops_grow_and_batches_shrink_by_the_schedule(clean_dir):
     )
     shapes = [tuple(batches[k]["clean"].shape) for k in range(8)]
     assert shapes == [(16, 3, 8, 8)] * 4 + [(4, 3, 16, 16)] * 2 + [(1, 3, 32, 32)] * 2
+
+
+def test_crop_sizes_can_come_in_random_order(clean_dir):
+    of_process = [
+        batches_of(
+            load_clean(clean_dir),
+            add_noise,
+            crop_schedule=[(16, 0.9), (8, 1.0)],
+            num_batches=200,
+            shuffle_crop_sizes=True,
+            process_index=i,
+            num_processes=2,
+        )
+        for i in range(2)
+    ]
+    sizes = of_process[0].crop_sizes
+    assert (sizes == of_process[1].crop_sizes).all()
+    small = np.flatnonzero(sizes == 8)
+    assert len(small) == 20 and small.min() < 60 and small.max() > 140
+    shapes = {size: of_process[0][list(sizes).index(size)]["clean"].shape for size in (16, 8)}
+    assert shapes == {16: (8, 3, 16, 16), 8: (32, 3, 8, 8)}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])  # of the files
+def test_crops_of_a_grey_photograph_get_grey_noise(tmp_path, mode):
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((48, 40), 50).convert(mode).save(tmp_path / "photos" / "grey.png")
+    black = np.zeros((40, 48, 3), np.uint8)
+    black[0, 0] = 1, 2, 3  # in colour, though most of its crops have equal channels
+    Image.fromarray(black).save(tmp_path / "photos" / "black.png")
+    batch = batches_of(load_clean(tmp_path / "photos"), CameraNoise("gaussian"), batch_size=64)[0]
+    assert batch["noisy"].shape == (64, 3, 24, 24) and (batch["noisy"] != batch["clean"]).any()
+    is_grey = (batch["noisy"] == batch["noisy"][:, :1]).flatten(1).all(1)
+    of_grey = torch.tensor(["grey.png" in file for file in batch["files"]])
+    assert is_grey[of_grey].all()
+    assert is_grey[~of_grey].float().mean() < 0.5  # 20% expected
 
 
 def test_sources_are_mixed_by_weight(clean_dir, pair_dirs):

@@ -226,6 +226,32 @@ def test_a_share_of_images_is_grey_and_so_is_its_noise(preset, share):
         assert not (clean == clean[:, :1]).flatten(1).all(1).any()
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_photographs_of_one_channel_stay_so(preset):
+    photos = scenes(32, 32)[:, :1]
+    clean, noisy = CameraNoise(preset)(photos, generator())
+    assert clean.shape == noisy.shape == photos.shape
+    in_colour = psnr(*CameraNoise(preset)(photos.expand(-1, 3, -1, -1), generator()))
+    assert_close(psnr(clean, noisy).median(), in_colour.median(), atol=3, rtol=0)
+
+
+@pytest.mark.parametrize("preset, iso", [("phone", 800), ("camera", 12800)])
+def test_grey_noise_is_that_of_a_colour_file_turned_grey_or_of_a_monochrome_sensor(monkeypatch, preset, iso):
+    simulate, photos = CameraNoise(preset), grey()
+    noise = {}
+    for share in (0, 1):
+        monkeypatch.setattr(camera_noise, "MONOCHROME_SHARE", share)
+        clean, noisy = simulate(photos[:, :1], generator(), iso)
+        noise[share] = noisy - clean
+    clean, noisy = simulate(photos, generator(), iso)
+    in_colour = noisy - clean
+    turned_grey = (in_colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    assert_close(noise[0].std((1, 2, 3)), turned_grey.std((1, 2, 3)), atol=0.5 / 255, rtol=0.05)
+    # A pixel of a monochrome sensor is not interpolated from others: its noise is stronger than luma, and finer.
+    assert 1.1 < noise[1].std() / noise[0].std() < 1.5
+    assert autocorrelation(noise[1], 1) < autocorrelation(noise[0], 1) - 0.1
+
+
 def test_speckle_grows_with_the_signal_and_keeps_its_mean(monkeypatch):
     monkeypatch.setattr(camera_noise, "SPECKLE_SHARE", 1.0)
     monkeypatch.setattr(camera_noise, "AS_IS_SHARE", 0.0)
@@ -254,7 +280,7 @@ def test_unknown_preset_is_named():
     "clean, message",
     [
         (torch.rand(3, 32, 32), r"\[B, 3, H, W\]"),
-        (torch.rand(1, 1, 32, 32), r"\[B, 3, H, W\]"),
+        (torch.rand(1, 4, 32, 32), r"\[B, 1, H, W\] if grey"),
         (torch.rand(1, 3, 7, 32), "at least 8"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "divide 8-bit images by 255"),
         (torch.full((1, 3, 32, 32), 1.5), r"in \[0, 1\]"),

@@ -11,7 +11,6 @@ import numpy as np
 import pillow_heif
 import pytest
 import torch
-from conftest import make_pipeline
 from PIL import Image
 from raw_files import expose, scene, write_dng
 from typer.testing import CliRunner
@@ -20,14 +19,6 @@ from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.app import batch, cli
 from gdd_diffusers.comparison import GAP, compare
 from gdd_diffusers.files import read_image
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    make_pipeline(tile_size=64, tile_overlap=16, default_num_inference_steps=2).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -586,8 +577,24 @@ def test_simulate_is_reproducible(run, tmp_path):
     assert pixels_of("recorded.png").shape == first.shape == (50, 70, 3)
     code, said = run(*arguments, "-o", "1.png")
     assert code == 1 and "1.png" in said
-    code, said = run("simulate", save_picture(tmp_path / "grey.png", bits=16), "-o", "4.png")
-    assert code == 1 and "grey.png: the simulated camera takes colour images only" in said
+    Image.fromarray(np.zeros((50, 70, 4), np.uint8)).save(tmp_path / "alpha.png")
+    code, said = run("simulate", "alpha.png", "-o", "4.png")
+    assert code == 1 and "alpha.png: the simulated camera takes no transparency" in said
+
+
+@pytest.mark.parametrize("name, shape", [("grey.png", (50, 70)), ("equal.jpg", (50, 70, 3))])
+def test_simulate_makes_grey_photographs_noisy_in_grey(run, tmp_path, name, shape):
+    pixels = np.broadcast_to(np.arange(70, dtype=np.uint16) * 900, (50, 70))
+    grey = Image.fromarray(np.ascontiguousarray(pixels))  # 16 bits
+    if name == "equal.jpg":
+        grey = Image.fromarray((pixels // 257).astype(np.uint8)).convert("RGB")
+    grey.save(name)
+    assert run("simulate", name, "--iso", 1600, "-o", "noisy.png", "--clean-output", "clean.png")[0] == 0
+    noisy, clean = pixels_of("noisy.png"), pixels_of("clean.png")
+    assert noisy.shape == clean.shape == shape and noisy.dtype == np.uint8
+    assert (noisy != clean).mean() > 0.5
+    if len(shape) == 3:
+        assert (noisy == noisy[..., :1]).all() and (clean == clean[..., :1]).all()
 
 
 def test_simulate_writes_both_of_a_pair_or_none(run, tmp_path):

@@ -20,7 +20,6 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-import torch
 from conftest import make_pipeline
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
@@ -94,14 +93,6 @@ FAINT = """
   return faint;
 }
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    make_pipeline(tile_size=64, tile_overlap=16, default_num_inference_steps=2).save_pretrained(folder)
-    return folder
 
 
 class Server:

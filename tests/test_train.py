@@ -30,7 +30,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gdd_diffusers import InterpolationScheduler, LocalUNet2DModel, RealDenoisePipeline
-from gdd_diffusers.data.layouts import find_images
+from gdd_diffusers.data.camera_noise import CameraNoise
+from gdd_diffusers.data.layouts import find_images, load_clean
 from gdd_diffusers.metrics import psnr
 
 
@@ -43,7 +44,7 @@ import train  # noqa: E402
 import train_bundled  # noqa: E402
 from training import curves  # noqa: E402
 from training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, save_pipeline  # noqa: E402
-from training.data import load_data  # noqa: E402
+from training.data import held_out_pairs, load_data  # noqa: E402
 from training.machine import stop_signals  # noqa: E402
 from training.validation import validate  # noqa: E402
 
@@ -480,6 +481,13 @@ def save_scenes(folder, names):
         for i, name in enumerate(names):
             Image.new("RGB", (32, 32), (10 * i + offset, 128, 128)).save(folder / kind / f"{name}.png")
     return {"clean_dir": None, "validation_dir": None, "noisy_dir": folder / "noisy", "gt_dir": folder / "clean"}
+
+
+def test_grey_photographs_are_validated_with_grey_noise(tmp_path):
+    Image.effect_noise((48, 40), 50).save(tmp_path / "grey.png")
+    ((noisy, clean),) = held_out_pairs(load_clean(tmp_path), CameraNoise("gaussian"), 1)
+    assert noisy.shape == clean.shape == (1, 3, 40, 48)
+    assert torch.equal(noisy, noisy[:, :1].expand_as(noisy)) and not torch.equal(noisy, clean)
 
 
 def test_images_whose_names_differ_by_a_number_are_held_out_together(data, tmp_path):
@@ -1037,9 +1045,11 @@ def test_both_bundled_networks_are_trained_on_the_same_batches(tmp_path):
     for i in range(2):
         Image.effect_noise((48, 40), 50).convert("RGB").save(tmp_path / f"{i}.png")
     command = f"--clean_dir {tmp_path} --output_dir {tmp_path}/trained --minutes 0.03 --device cpu"
-    train_bundled.main(
-        train_bundled.parse_args([*command.split(), "--batch_size", "2", "--crop_size", "32", "--num_workers", "0"])
-    )
+    command += " --batch_size 2 --crop_size 32:0.5,16 --num_workers 0"
+    args = train_bundled.parse_args(command.split())
+    shapes = [train_bundled.build_batches(args)[k]["clean"].shape for k in range(8)]
+    assert sorted(set(shapes)) == [(2, 3, 32, 32), (8, 3, 16, 16)]
+    train_bundled.main(args)
     for name in ("gdd-small", "gdd-fast"):
         before, after = (RealDenoisePipeline.from_pretrained(n).unet for n in (name, tmp_path / "trained" / name))
         changed = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from gdd_diffusers.data.camera_noise import PRESETS, CameraNoise
-from gdd_diffusers.data.decoding import UNREADABLE, decode, open_cell
+from gdd_diffusers.data.decoding import UNREADABLE, decode, is_grey, open_cell
 from gdd_diffusers.data.layouts import (
     FMD_LEVELS,
     load_cifar10,
@@ -97,7 +97,7 @@ def load_data(spec: str) -> ImageSet:
 
     Noise is seeded by the image's name, so it is the same in every run. It is rounded to 8 bits and clipped, as in a
     file, which tables of Gaussian denoising in the literature mostly do not do. Clean images that are grey get grey
-    noise; that of a camera is what is left of its colour noise when the file is turned grey.
+    noise.
 
     Raises:
         ValueError: If the description cannot be parsed, an image has no partner, or a `.mat` file lacks its variable.
@@ -256,16 +256,15 @@ def _with_noise(images: ImageSet, noise: str, level: str | None, grey: bool) -> 
         if simulator is None:
             noisy = clean + torch.randn(clean.shape, generator=generator) * sigma
             return tensor_to_pixels(noisy[0]), tensor_to_pixels(clean[0])
-        pair = simulator(clean.expand(-1, 3, -1, -1), generator, float(level))
-        noisy, recorded = (tensor_to_pixels(image[0]) for image in reversed(pair))
-        return (noisy, recorded) if clean.shape[1] == 3 else (_to_grey(noisy), _to_grey(recorded))
+        recorded, noisy = simulator(clean, generator, float(level))
+        return tensor_to_pixels(noisy[0]), tensor_to_pixels(recorded[0])
 
     return replace(images, load=load, sigma=sigma)
 
 
 def _one_channel_if_grey(*images: np.ndarray) -> list[np.ndarray]:
     """Reduce images [H, W, C] whose channels are equal to [H, W, 1], all of them or none."""
-    grey = all((pixels == pixels[..., :1]).all() for pixels in images)
+    grey = all(map(is_grey, images))
     return [pixels[..., :1] if grey else pixels for pixels in images]
 
 

@@ -81,7 +81,9 @@ def held_out_pairs(dataset, simulator: CameraNoise, count: int) -> list[tuple[to
             continue
         clean, noisy = (center_crop(pixels_to_tensor(image.get(k, image["clean"]))[None]) for k in ("clean", "noisy"))
         if "noisy" not in image:
-            clean, noisy = simulator(clean, generator=torch.Generator().manual_seed(len(pairs)))
+            colours = clean[:, :1] if image["grey"] else clean
+            pair = simulator(colours, generator=torch.Generator().manual_seed(len(pairs)))
+            clean, noisy = (x.expand(-1, 3, -1, -1) for x in pair)
         pairs.append((noisy, clean))
     return pairs
 

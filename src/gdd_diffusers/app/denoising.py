@@ -114,20 +114,25 @@ def denoise_pixels(pipe, pixels, **kwargs):
 
 def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
     """
-    Return what a camera would record of a clean image without noise and with it, both uint8 [H, W, 3].
+    Return what a camera would record of a clean image without noise and with it, both uint8 [H, W, 3 or 1].
+
+    The noise of an image whose channels are equal is grey as well.
 
     Raises:
-        `ValueError`: If the image has no colour or is too small.
+        `ValueError`: If the image has transparency or is too small.
     """
     import torch
 
     from ..data.camera_noise import CameraNoise
+    from ..data.decoding import is_grey
     from ..image_processor import pixels_to_tensor, tensor_to_pixels
 
-    if pixels.shape[-1] != 3:
-        raise ValueError("the simulated camera takes colour images only, without transparency.")
+    channels = pixels.shape[-1]
+    if channels not in (1, 3):
+        raise ValueError("the simulated camera takes no transparency; save the image without its alpha channel.")
     if min(pixels.shape[:2]) < 11:
         raise ValueError("the simulated camera and the SSIM need at least 11 x 11 pixels.")
     generator = torch.Generator().manual_seed(seed)
-    clean, noisy = CameraNoise(preset)(pixels_to_tensor(pixels)[None], generator=generator, iso=iso)
-    return tensor_to_pixels(clean[0]), tensor_to_pixels(noisy[0])
+    photograph = pixels_to_tensor(pixels[..., :1] if is_grey(pixels) else pixels)[None]
+    clean, noisy = CameraNoise(preset)(photograph, generator=generator, iso=iso)
+    return tuple(tensor_to_pixels(image[0].expand(channels, -1, -1)) for image in (clean, noisy))

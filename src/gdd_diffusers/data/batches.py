@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from .decoding import UNREADABLE, decode, image_size
+from .decoding import UNREADABLE, decode, image_size, is_grey
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class PairedImages:
 
     def read(self, cells: dict, row: int | str, num_rows: int) -> dict | None:
         """
-        Decode a row to `clean`, `noisy` if it is a pair (uint8, `[H, W, 3]`) and `file`, a name for messages.
+        Decode a row to `clean`, `noisy` if it is a pair (uint8, `[H, W, 3]`), `grey`, which says whether the channels
+        of `clean` are equal, and `file`, a name for messages.
 
         Returns `None` if an image cannot be read.
         """
@@ -74,7 +75,7 @@ class PairedImages:
         sizes = [images[name].shape[1::-1] for name in self.columns]
         if sizes[0] != sizes[-1]:
             raise ValueError(f"A pair must have one size, but {images['file']} has {sizes[0]} and {sizes[1]}.")
-        return images
+        return images | {"grey": is_grey(images["clean"])}
 
     def _count_unreadable(self, file, row, num_rows, error):
         if row not in self.unreadable:
@@ -167,7 +168,8 @@ class Source:
 
     dataset: datasets.Dataset | datasets.IterableDataset
     weight: float
-    # (clean, generator=) -> (clean, noisy), float [B, 3, H, W] in [0, 1]; needed without a column `noisy`
+    # (clean, generator=) -> (clean, noisy), float [B, 3, H, W] in [0, 1], or [B, 1, H, W] of grey images; needed
+    # without a column `noisy`
     simulator: Callable | None = None
 
 
@@ -187,6 +189,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         batch_size: Images per process and batch at the first crop size of the schedule.
         crop_schedule: Crop sizes in pixels and the share of the training that each is used up to, such as
             `[(96, 0.5), (128, 1.0)]`. Larger crops make smaller batches of about as many pixels.
+        shuffle_crop_sizes: Whether to take the crop sizes in random order, each in its share of the batches.
         num_batches: Length of the training.
         device: The device that trains, if it is to simulate the noise: pass each item to [`~.simulate`]. A GPU takes
             the whole batch at once, so that the noise also depends on the batch size. By default, and on devices other
@@ -221,6 +224,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         process_index: int = 0,
         num_processes: int = 1,
         device: torch.device | str | None = None,
+        shuffle_crop_sizes: bool = False,
     ):
         # The simulator needs operations that some versions of torch lack on Apple's GPUs.
         requested = torch.device(device or "cpu")
@@ -234,6 +238,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.crop_sizes = np.full(num_batches, crop_schedule[-1][0])
         for crop, until in reversed(crop_schedule):
             self.crop_sizes[: round(until * num_batches)] = crop
+        if shuffle_crop_sizes:
+            np.random.default_rng(seed).shuffle(self.crop_sizes)
         shrinkage = (crop_schedule[0][0] / self.crop_sizes) ** 2
         self.batch_sizes = np.maximum(1, np.rint(batch_size * shrinkage).astype(int))
         # Number of the first sample of each batch, counted over the batches of one process.
@@ -277,7 +283,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         sample = {
             "files": images["file"],
             "u": rng.random(dtype=np.float32),
-            "noise": (source, int(rng.integers(2**63))),
+            "noise": (source, images["grey"], int(rng.integers(2**63))),
         }
         for name in ("noisy", "clean"):
             pixels = images.get(name, images["clean"])[top : top + crop, left : left + crop]
@@ -288,15 +294,16 @@ class TrainingBatches(torch.utils.data.Dataset):
     def simulate(self, batch: dict) -> dict:
         """Complete an item: move it to the device, and simulate the noise that it still needs."""
         clean, noisy = (batch[name].to(self.device, copy=True) for name in ("clean", "noisy"))
-        groups = {}  # by position and simulator: one call each
-        for row, (source, seed) in enumerate(batch.get("noise", ())):
+        groups = {}  # by position, simulator and number of channels: one call each
+        for row, (source, grey, seed) in enumerate(batch.get("noise", ())):
             if simulator := self.sources[source].simulator:
-                groups.setdefault((row // self.group_size, simulator), []).append((row, seed))
-        for (_, simulator), group in groups.items():
+                channels = 1 if grey else 3
+                groups.setdefault((row // self.group_size, simulator, channels), []).append((row, seed))
+        for (_, simulator, channels), group in groups.items():
             rows = [row for row, _ in group]
             generator = torch.Generator(self.device).manual_seed(group[0][1])
             with torch.inference_mode():  # faster than no_grad for the simulator's many small operations
-                pair = simulator(clean[rows] / 255, generator=generator)
+                pair = simulator(clean[rows, :channels] / 255, generator=generator)
                 clean[rows], noisy[rows] = ((images * 255).round().to(torch.uint8) for images in pair)
         return {"clean": clean, "noisy": noisy, "u": batch["u"].to(self.device), "files": batch["files"]}
 

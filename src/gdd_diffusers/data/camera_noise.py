@@ -60,7 +60,7 @@ class CameraNoise:
             - `"mixed"`: 73% phones and cameras, a third of them binned to half the sensor's resolution, two in five
               saved again as JPEG; 18% `"gaussian"`, 6% without noise, and 3% grey with speckle.
 
-            In grey images all three channels are equal, noise included.
+            In grey images all three channels are equal, noise included. Photographs of one channel are always grey.
 
     Raises:
         ValueError: If there is no such preset.
@@ -89,12 +89,13 @@ class CameraNoise:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            clean (`torch.Tensor`): sRGB photographs, float, [B, 3, H, W] in [0, 1], H and W at least 8, on any device.
+            clean (`torch.Tensor`): sRGB photographs, float, [B, 3, H, W] in [0, 1], or [B, 1, H, W] if all are grey; H
+                and W at least 8, on any device.
             generator (`torch.Generator`, *optional*): Source of all random numbers, so the same seed gives the same
                 pairs; it may be on another device than the photographs.
             iso (`float`, *optional*): The sensitivity, which sets the strength of the noise; `"gaussian"` has none. If
-                given, every image has noise and none is grey; else it is drawn, and 5% of `"phone"` and `"camera"`
-                stay without noise, so that a denoiser learns to leave clean images alone.
+                given, every image has noise and photographs in colour stay so; else it is drawn, and 5% of `"phone"`
+                and `"camera"` stay without noise, so that a denoiser learns to leave clean images alone.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: clean and noisy, float32, of the shape and on the device of the input.
@@ -103,8 +104,11 @@ class CameraNoise:
         Raises:
             ValueError: If the photographs are not as described, or `iso` is not a positive number.
         """
-        if clean.ndim != 4 or clean.shape[1] != 3 or min(clean.shape[2:]) < 8:
-            raise ValueError(f"clean must be [B, 3, H, W] with H and W at least 8, but is {list(clean.shape)}.")
+        if clean.ndim != 4 or clean.shape[1] not in (1, 3) or min(clean.shape[2:]) < 8:
+            raise ValueError(
+                "clean must be [B, 3, H, W], or [B, 1, H, W] if grey, with H and W at least 8, "
+                f"but is {list(clean.shape)}."
+            )
         if not clean.is_floating_point() or not 0 <= clean.min() <= clean.max() <= 1:
             raise ValueError("clean must be a float tensor with values in [0, 1]; divide 8-bit images by 255 first.")
         if iso is not None and not 0 < iso < float("inf"):
@@ -131,10 +135,11 @@ class CameraNoise:
         return clean, noisy
 
     def _photograph(self, clean, draw, iso=None):
-        p = self._draw_settings(draw, iso)
+        channels = clean.shape[1]
+        p = self._draw_settings(draw, iso, grey=channels == 1)
 
         # 1. Back to what the sensor saw; if the file is to be enlarged, the sensor saw the scene that much smaller
-        clean = torch.where(p["grey"], _luma(clean), clean)
+        clean = torch.where(p["grey"], _luma(clean), clean).expand(-1, 3, -1, -1)
         gain = torch.cat([p["red_gain"], torch.ones_like(p["red_gain"]), p["blue_gain"]], 1)
         rgb_to_camera = development.colour_matrix(p, draw)
         # Lens and optical low-pass filter: without them the mosaic would alias far more than in real photographs.
@@ -169,9 +174,9 @@ class CameraNoise:
         clean, noisy = (torch.where(p["grey"], _to_8_bit(_luma(x)), x) for x in pair)
         if iso is None:
             noisy = torch.where(draw.share(NOISE_FREE_SHARE), clean, noisy)
-        return clean, noisy
+        return clean[:, :channels], noisy[:, :channels]
 
-    def _draw_settings(self, draw, iso):
+    def _draw_settings(self, draw, iso, grey):
         """A camera, a light, settings and a kind of ground truth for each image, each value [B, 1, 1, 1]."""
         mixed = self.preset == "mixed"
         p = draw.camera(list(PRESETS) if mixed else [self.preset])
@@ -193,7 +198,7 @@ class CameraNoise:
             p["jpeg_share"] = torch.where(resaved, 1, p["jpeg_share"])
             p["jpeg_quality"] = torch.where(resaved, draw.uniform(*RESAVED_QUALITY), p["jpeg_quality"])
             p["chroma_subsampling"] = torch.where(resaved, 2, p["chroma_subsampling"])  # 4:2:0
-        p["grey"] = draw.share(p["grey"] if iso is None else 0)
+        p["grey"] = draw.share(1 if grey else p["grey"] if iso is None else 0)
         p["monochrome"] = p["grey"] & draw.share(MONOCHROME_SHARE)
         for key, neutral in (("red_gain", 1), ("blue_gain", 1), ("colour_matrix", 0)):
             p[key] = torch.where(p["monochrome"], neutral, p[key])
@@ -202,7 +207,7 @@ class CameraNoise:
 
 def _add_white_noise(clean, draw, noise_free_share=0):
     sigma = draw.uniform(*GAUSSIAN_SIGMA) * ~draw.share(noise_free_share)
-    grey = draw.share(GAUSSIAN_GREY_SHARE)
+    grey = draw.share(GAUSSIAN_GREY_SHARE)  # of one channel, all are
     noise = draw.normal(clean.shape)
     clean = torch.where(grey, _luma(clean), clean)
     return _to_8_bit(clean), _to_8_bit(clean + sigma * torch.where(grey, noise[:, :1], noise))
@@ -210,6 +215,7 @@ def _add_white_noise(clean, draw, noise_free_share=0):
 
 def _add_speckle(clean, draw):
     """Multiply grey images by a power of the intensity of a random complex field, of mean 1."""
+    channels = clean.shape[1]
     clean, weight = _luma(clean), draw.uniform(*SPECKLE_BLUR)
     field = development.blur(draw.normal((len(clean), 2, *clean.shape[2:])), weight) / (
         (1 - 2 * weight) ** 2 + 2 * weight**2
@@ -218,7 +224,7 @@ def _add_speckle(clean, draw):
     intensity = field.square().mean(1, keepdim=True).clamp_(min=1e-12)
     speckle = power(intensity, exponent) / torch.lgamma(1 + exponent).exp()
     white = draw.uniform(*SPECKLE_WHITE_SIGMA) * draw.normal(clean.shape)
-    return tuple(_to_8_bit(x).expand(-1, 3, -1, -1) for x in (clean, clean * speckle + white))
+    return tuple(_to_8_bit(x).expand(-1, channels, -1, -1) for x in (clean, clean * speckle + white))
 
 
 def _luma(x):

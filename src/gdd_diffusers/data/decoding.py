@@ -37,6 +37,11 @@ def decode(cell: dict | None, grey_dtype: type = np.uint8) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def is_grey(pixels: np.ndarray) -> bool:
+    """Return whether all channels of `[H, W, C]` are equal."""
+    return bool((pixels == pixels[..., :1]).all())
+
+
 def _scale_grey(grey: np.ndarray, file: Image.Image, dtype: type) -> np.ndarray:
     tags = getattr(file, "tag_v2", {})  # of a TIFF
     white, bits = np.iinfo(dtype).max, np.iinfo(dtype).bits
