@@ -18,7 +18,7 @@ NOISE_UNIT = 0.1  # in which the generative network and its critic see noise
 class GCBD(Denoiser):
     """
     Learn to denoise from noisy images and unrelated clean ones: take the noise of even areas, train a generative
-    network to make more such noise, and a DnCNN to remove it from the clean images.
+    network to make more such noise, and a DnCNN to remove both from the clean images.
 
     `loss` gets pairs as other rivals do, but uses the noisy images for nothing but their noise in even areas.
     """
@@ -56,11 +56,14 @@ class GCBD(Denoiser):
         """
         self.pool = torch.cat([self.pool, even_noise(noisy)])[-POOL_SIZE:]
         made = NOISE_UNIT * self.generator(torch.randn(len(clean), self.latent, 1, 1, device=clean.device)).float()
+        noise = made.detach().clone()
+        if len(self.pool):
+            real = self.pool[torch.randint(len(self.pool), (len(clean),), device=clean.device)]
+            noise[::2] = real[::2]
         clean = clean[..., :BLOCK, :BLOCK]
-        loss = F.mse_loss(self.denoiser((clean + made.detach()).clamp(0, 1)).float(), clean)
+        loss = F.mse_loss(self.denoiser((clean + noise).clamp(0, 1)).float(), clean)
         if len(self.pool) == 0:
             return loss
-        real = self.pool[torch.randint(len(self.pool), (len(clean),), device=clean.device)]
         with torch.autocast(clean.device.type, enabled=False):
             return loss + self.critic_loss(real, made.detach()) + self.generator_loss(made)
 
