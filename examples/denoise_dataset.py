@@ -187,6 +187,10 @@ class Report:
         self.target, self.start = target, time.time()
         self.rows, self.num_parts, self.counts = [], 0, Counter()
         self.megapixels, self.seconds = Counter(), Counter()  # by worker
+        try:
+            self.store()  # without rows, to see at once whether results can be stored there
+        except Exception as error:  # of many classes: each kind of storage has its own
+            raise OSError(f"{printable(target.url)} cannot be written: {first_line(error)}") from error
         self.bar = tqdm(total=total, unit=" images", disable=None)
 
     def add(self, rows: list[dict]):
@@ -237,6 +241,7 @@ def main(args):
     if args.model and os.path.isdir(args.model):
         args.model = os.path.abspath(args.model)  # workers have other folders to start from
     configure(load_model(args.model, "cpu"), args.steps)  # what is wrong here would be wrong in every worker
+    report = Report(target, total)
     ray.init(log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes()]
@@ -256,7 +261,6 @@ def main(args):
         compute=ray.data.ActorPoolStrategy(min_size=1, max_tasks_in_flight_per_actor=2),
     )
     logging.getLogger("ray.data").setLevel("CRITICAL")  # errors are raised; it has just set another level
-    report = Report(target, total)
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             report.add(table.to_pylist())

@@ -118,7 +118,7 @@ def kill_while_running(driver: subprocess.Popen, cluster, target: Path, kinds: l
     rng, start, killed = random.Random(0), time.monotonic(), 0
     while driver.poll() is None:
         time.sleep(0.2)
-        num_results = sum(path.is_file() for path in target.rglob("*"))
+        num_results = sum(path.is_file() and path.parent.name != "__report__" for path in target.rglob("*"))
         if killed < len(kinds) and num_results >= (killed + 1) * every and (found := workers()):
             if kinds[killed] == "node":
                 cluster.remove_node(rng.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)

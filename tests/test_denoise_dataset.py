@@ -81,6 +81,12 @@ def test_whatever_is_killed_each_image_has_one_result_or_a_reason(cluster, folde
         (folder / place / odd).unlink()
 
 
+def results_in(bucket) -> dict[str, dict]:
+    bucket.invalidate_cache()
+    files = bucket.find("photos/clean", detail=True)
+    return {path: about for path, about in files.items() if "__report__" not in path}
+
+
 @pytest.mark.slow
 def test_a_bucket_is_denoised_once_though_the_driver_is_killed(cluster, folder):
     bucket = s3fs.S3FileSystem()
@@ -88,17 +94,15 @@ def test_a_bucket_is_denoised_once_though_the_driver_is_killed(cluster, folder):
     bucket.put(f"{folder}/in/", "photos/noisy/", recursive=True)
     options = ["--input", "s3://photos/noisy", "--output", "s3://photos/clean", "--model", folder / "model"]
     driver = start(*options, "--batch_size", 1)
-    while driver.poll() is None and not (first := bucket.find("photos/clean", detail=True)):
+    while driver.poll() is None and not (first := results_in(bucket)):
         time.sleep(0.05)
-        bucket.invalidate_cache()
     driver.kill()
     driver.wait()
     said = finish(start(*options))
-    bucket.invalidate_cache()
-    results = bucket.find("photos/clean", detail=True)
+    results = results_in(bucket)
     assert 0 < len(first) < NUM_IMAGES - NUM_BROKEN - 1
     assert all(results[path]["LastModified"] == first[path]["LastModified"] for path in first)
-    contents = {path.removeprefix("photos/clean/"): bucket.cat(path) for path in results if "__report__" not in path}
+    contents = {path.removeprefix("photos/clean/"): bucket.cat(path) for path in results}
     assert contents == files_in(folder / "expected")
     assert "Nothing to do" not in said
 
@@ -144,6 +148,7 @@ def test_a_dataset_comes_from_the_hub_and_returns_with_one_more_column(cluster, 
         (["--input", ".", "--model", "missing"], "there is no folder missing"),
         (["--input", ".", "--steps", "2000"], "steps must be at most 1000"),
         (["--input", "nothing://photos"], "Protocol not known: nothing"),
+        (["--input", ".", "--output", "/dev/null/out"], "/dev/null/out cannot be written"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(options, said, tmp_path, monkeypatch):
