@@ -2,10 +2,12 @@
 """Measure what a Ray cluster costs beside `gdd denoise`, and estimate how long many images take.
 
     python examples/cluster_costs.py measure  # two cores; about ten minutes
+    python examples/cluster_costs.py batches  # one core; seconds
     python examples/cluster_costs.py simulate --report clean/__report__ --num_workers 1 8 64
 
-`measure` counts the processor time of all processes, which other programs on the machine hardly change. `simulate`
-draws service times from the report of a run of denoise_dataset.py, and lets workers fail and some of them be slow.
+`measure` counts the processor time of all processes, which other programs on the machine hardly change, and the time
+by the clock, which they do. `batches` compares images one after another with a batch of them. `simulate` draws service
+times from the report of a run of denoise_dataset.py, and lets workers fail and some of them be slow.
 """
 
 import argparse
@@ -39,6 +41,11 @@ def parse_args():
     )
     add("--side", type=int, default=64, help="Of these images, in pixels.")
     add("--threads", type=int, nargs="+", default=[1, 2], help="Several on an idle machine only: they wait actively.")
+    add("--batch_size", type=int, default=8, help="Images that a worker takes at a time.")
+    add = commands.add_parser("batches", formatter_class=HelpFormatter).add_argument
+    add("--model", default="gdd-fast", help="A name, a folder or a Hub repo.")
+    add("--num_images", type=int, default=32, help="Of a batch.")
+    add("--sides", type=int, nargs="+", default=[64, 256], help="Of these images, in pixels.")
     add = commands.add_parser("simulate", formatter_class=HelpFormatter).add_argument
     add("--report", help="Folder of reports whose service times are drawn.")
     add("--seconds", type=float, nargs="+", default=[], help="Service times to draw from instead.")
@@ -65,11 +72,12 @@ class Watch:
         self.cpu_seconds, self.memory, self.earlier = {}, {}, set()
         self.look()
         self.earlier = set(self.memory)  # workers of the run before that have not ended yet
-        before = self.look()
+        before, start = self.look(), time.monotonic()
         process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             after = self.look()
             time.sleep(0.2)
+        self.seconds = time.monotonic() - start
         if process.returncode:
             raise OSError(f"{' '.join(command)} failed.")
         self.seconds_of_workers, self.seconds_of_rest = (b - a for a, b in zip(before, after, strict=True))
@@ -103,13 +111,14 @@ def make_images(folder: Path, count: int, side: int) -> Path:
 
 
 def measure(args):
-    """Print the processor time of an image, without that of the start, and the memory of workers."""
+    """Print the time of an image, without that of the start, and the memory of workers."""
     gdd = [Path(sys.executable).with_name("gdd"), "denoise", "--quiet", "--model", args.model]
     cluster = [sys.executable, Path(__file__).with_name("denoise_dataset.py"), "--model", args.model]
     methods = {}
     for threads in args.threads:
         methods[f"`gdd denoise`, threads: {threads}"] = (threads, [*gdd, "{source}", "--output", "{target}"])
         options = ["--input", "{source}", "--output", "{target}", "--num_cpus", f"{threads}"]
+        options += ["--batch_size", f"{args.batch_size}"]
         methods[f"workers of a cluster, threads of each: {threads}"] = (threads, [*cluster, *options])
     ray = ray_on_two_cores()
     rows = []
@@ -123,13 +132,38 @@ def measure(args):
                 places = {"source": source, "target": Path(name, f"{method} {source.name}")}
                 command_of_source = [str(word).format(**places) for word in command]
                 watches.append(Watch(command_of_source, RAY_ADDRESS=ray, OMP_NUM_THREADS=f"{threads}"))
-            seconds = np.array([[watch.seconds_of_workers, watch.seconds_of_rest] for watch in watches])
+            seconds = np.array([[w.seconds, w.seconds_of_workers, w.seconds_of_rest] for w in watches])
             each = 1000 * (seconds[1] - seconds[0]) / (args.num_images - args.num_images // 4)
             memory = max(watches[1].memory.values(), key=len) if command[0] == cluster[0] else []
             quarters = [f"{max(part):.0f}" for part in np.array_split(memory, 4)] if memory else ["-"] * 4
             rows.append([method, *(f"{part:.1f}" for part in each), *quarters])
-    header = ["", "ms of workers an image", "ms of the rest"] + [f"MB in quarter {i}" for i in range(1, 5)]
+    header = ["", "ms an image", "processor time of workers", "of the rest"]
+    header += [f"MB in quarter {i}" for i in range(1, 5)]
     print(markdown_table(header, rows))
+
+
+def compare_batches(args):
+    """Print the processor time of images one after another and as one batch, without reading and writing."""
+    import torch
+
+    from gdd_diffusers.app.denoising import load_model
+    from gdd_diffusers.memory import keep_freed_memory
+
+    torch.set_num_threads(1)
+    pipe, rng, rows = load_model(args.model, "cpu"), np.random.default_rng(0), []
+    pipe.set_progress_bar_config(disable=True)
+    with keep_freed_memory():
+        for side in args.sides:
+            images = list(rng.integers(0, 256, (args.num_images, side, side, 3), dtype=np.uint8))
+            pipe(images[0], output_type="pt")
+            times, results = [time.process_time()], []
+            for batches in ([[image] for image in images], [images]):
+                results.append([image for batch in batches for image in pipe(batch, output_type="pt").images])
+                times.append(time.process_time())
+            same = all(map(torch.equal, *results))
+            each = (1000 * np.diff(times) / args.num_images).round(1)
+            rows.append([f"{side}x{side}", *map(str, each), "yes" if same else "no"])
+    print(markdown_table(["", "ms of one after another", "ms of a batch", "equal"], rows))
 
 
 def ray_on_two_cores() -> str:
@@ -182,6 +216,6 @@ def simulate_run(seconds: np.ndarray, num_workers: int, args) -> tuple[float, in
 if __name__ == "__main__":
     args = parse_args()
     try:
-        {"measure": measure, "simulate": simulate}[args.command](args)
+        {"measure": measure, "batches": compare_batches, "simulate": simulate}[args.command](args)
     except OSError as error:
         sys.exit(f"error: {error}")

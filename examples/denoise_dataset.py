@@ -32,7 +32,7 @@ from gdd_diffusers.app.batch import FileOptions, run
 from gdd_diffusers.app.denoising import configure, first_line, load_model
 from gdd_diffusers.app.planning import Batch
 from gdd_diffusers.app.storage import FileJob, RowGroup, Storage, missing_images, missing_row_groups
-from gdd_diffusers.files import output_suffix
+from gdd_diffusers.files import output_suffix, printable
 
 
 ROWS_PER_REPORT = 1000
@@ -100,41 +100,54 @@ class Denoiser:
 
     def denoise_files(self, table: pa.Table) -> pa.Table:
         """Denoise image files; a row of the table has the names of one and of the XMP files beside it."""
-        jobs = [FileJob(names, self.source, self.target) for names in table["names"].to_pylist()]
+        rows_of_names = [list(map(os.fsdecode, names)) for names in table["names"].to_pylist()]
+        jobs = [FileJob(names, self.source, self.target) for names in rows_of_names]
         return pa.Table.from_pylist(self.denoise(jobs), REPORT)
 
     def denoise_row_groups(self, table: pa.Table) -> pa.Table:
         """Denoise the images of Parquet files; a row of the table is one row group."""
         rows = []
         for row in table.to_pylist():
-            group = RowGroup(**row)
-            if self.target.exists(group.result):  # the worker before this one died when it was done
-                continue
-            images = group.read(self.source)
-            jobs = group.jobs(images, self.args.column)
-            for start in range(0, len(jobs), self.args.batch_size):
-                rows += self.denoise(jobs[start : start + self.args.batch_size])
-            group.store(images, self.args.column, jobs, self.target)
+            group, rows_of_group = RowGroup(os.fsdecode(row["name"]), row["index"]), []
+            try:
+                if self.target.exists(group.result):  # the worker before this one died when it was done
+                    continue
+                images = group.read(self.source)
+                jobs = group.jobs(images, self.args.column)
+                for start in range(0, len(jobs), self.args.batch_size):
+                    rows_of_group += self.denoise(jobs[start : start + self.args.batch_size])
+                group.store(images, self.args.column, jobs, self.target)
+                rows += rows_of_group
+            except Exception as error:  # of any kind: the other row groups can still be denoised
+                rows.append(self.row(f"{group.name}#{group.index}", first_line(error)))
         return pa.Table.from_pylist(rows, REPORT)
+
+    def row(self, name: str, error: str | None = None) -> dict:
+        """Return a row of the report."""
+        return {"name": printable(name), "error": error, "worker": self.worker}
 
     def denoise(self, jobs: list) -> list[dict]:
         """Denoise images, and return a row of the report for each."""
-        names = [job.name for job in jobs]
+        names = [printable(job.name) for job in jobs]
         earlier = ray.get(self.tries.begin.remote(names))
         if len(jobs) > 1 and any(earlier):
             # a worker died with these in hand: one at a time, so that only the culprit is counted
             return [row for job in jobs for row in self.denoise([job])]
         if earlier[0] >= self.args.max_tries:
-            rows = [{"name": names[0], "error": f"{earlier[0]} workers died with this image in hand."}]
+            rows = [self.row(jobs[0].name, f"{earlier[0]} workers died with this image in hand.")]
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                rows = self.denoise_in(Path(folder), jobs, is_retry=any(earlier))
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    rows = self.denoise_in(Path(folder), jobs, is_retry=any(earlier))
+            except OSError as error:  # the disk for temporary files is full
+                rows = [self.row(job.name, first_line(error)) for job in jobs]
         self.tries.end.remote(names)
         return rows
 
     def denoise_in(self, folder: Path, jobs: list, is_retry: bool) -> list[dict]:
         """Fetch images into a folder, denoise them as `gdd denoise` does, and store the results."""
-        rows, batch, job_of = {job.name: {"name": job.name} for job in jobs}, Batch(), {}
+        start = time.monotonic()
+        rows, batch, job_of = {job.name: self.row(job.name) for job in jobs}, Batch(), {}
         for i, job in enumerate(jobs):
             try:
                 if is_retry and job.is_done():
@@ -159,10 +172,11 @@ class Denoiser:
                 row["error"] = first_line(error)
             row["notes"] = "; ".join(note for note, paths in batch.remarks.items() if path in paths)
             row["megapixels"] = batch.megapixels[path]
-            row["seconds"] = batch.seconds * batch.megapixels[path] / sum(batch.megapixels.values())
-            row["worker"] = self.worker
         for path, reason in batch.failed.items():
             rows[job_of[path].name]["error"] = re.sub(rf"{re.escape(str(folder))}/[^/]*/", "", reason)
+        seconds = time.monotonic() - start
+        for path, megapixels in batch.megapixels.items():
+            rows[job_of[path].name]["seconds"] = seconds * megapixels / sum(batch.megapixels.values())
         return list(rows.values())
 
 
@@ -173,6 +187,10 @@ class Report:
         self.target, self.start = target, time.time()
         self.rows, self.num_parts, self.counts = [], 0, Counter()
         self.megapixels, self.seconds = Counter(), Counter()  # by worker
+        try:
+            self.store()  # without rows, to see at once whether results can be stored there
+        except Exception as error:  # of many classes: each kind of storage has its own
+            raise OSError(f"{printable(target.url)} cannot be written: {first_line(error)}") from error
         self.bar = tqdm(total=total, unit=" images", disable=None)
 
     def add(self, rows: list[dict]):
@@ -198,20 +216,20 @@ class Report:
             self.store()
         seconds = time.time() - self.start
         print(f"{self.counts['done']} denoised, {self.counts['failed']} failed in {seconds:.0f} s")
-        for worker in sorted(filter(None, self.megapixels)):
+        for worker in sorted(worker for worker in self.seconds if self.seconds[worker]):
             print(f"{self.megapixels[worker] / self.seconds[worker]:8.3f} Mpx/s  {worker}")
         print(f"{sum(self.megapixels.values()) / seconds:8.3f} Mpx/s  in all, with the start of the workers")
         if self.counts["failed"]:
-            print(f"{self.target.path('__report__')} says why; the same command tries these again.")
+            print(f"{self.target.path('__report__')} says why; the same command tries image files again.")
 
 
 def list_jobs(source: Storage, target: Storage, column: str) -> tuple[list[dict], int]:
     """Return the jobs that are not done, as rows of a table, and the number of their images."""
     groups, num_rows = missing_row_groups(source, target, column)
     if groups is not None:
-        return [vars(group) for group in groups], num_rows
+        return [{"name": os.fsencode(group.name), "index": group.index} for group in groups], num_rows
     images = missing_images(source, target)
-    return [{"names": names} for names in images], len(images)
+    return [{"names": list(map(os.fsencode, names))} for names in images], len(images)
 
 
 def main(args):
@@ -223,6 +241,7 @@ def main(args):
     if args.model and os.path.isdir(args.model):
         args.model = os.path.abspath(args.model)  # workers have other folders to start from
     configure(load_model(args.model, "cpu"), args.steps)  # what is wrong here would be wrong in every worker
+    report = Report(target, total)
     ray.init(log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes()]
@@ -241,8 +260,7 @@ def main(args):
         num_gpus=args.num_gpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_tasks_in_flight_per_actor=2),
     )
-    logging.getLogger("ray.data").setLevel("ERROR")  # which has just set it to another
-    report = Report(target, total)
+    logging.getLogger("ray.data").setLevel("CRITICAL")  # errors are raised; it has just set another level
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             report.add(table.to_pylist())
@@ -254,7 +272,9 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     # errors that a user can cause are one sentence
-    except (ValueError, OSError) as error:
+    except ray.exceptions.RayError as error:
+        sys.exit(f"error: {str(error).strip().splitlines()[-1]}")  # below the traceback of a worker
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {first_line(error)}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on with the rest.")

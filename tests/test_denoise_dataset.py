@@ -1,6 +1,8 @@
 """examples/denoise_dataset.py on a cluster of three nodes on this machine, with a Hub and a bucket beside it."""
 
+import os
 import runpy
+import shutil
 import sys
 import time
 
@@ -24,7 +26,7 @@ from hub_server import TOKEN, Hub, Repo
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("ray")
 moto_server = pytest.importorskip("moto.server")
-NUM_IMAGES, NUM_BROKEN = 26, 2
+NUM_IMAGES, NUM_BROKEN, INTACT = 26, 2, "1/004.png"
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +68,23 @@ def finish(driver) -> str:
 @pytest.mark.slow
 def test_whatever_is_killed_each_image_has_one_result_or_a_reason(cluster, folder, tmp_path):
     (folder / POISON).rename(folder / "in" / POISON)
+    odd = os.fsdecode(b"no UTF-8 \xff #?%20*.png")
+    for place in ("in", "expected"):
+        shutil.copy(folder / place / INTACT, folder / place / odd)
     driver = start("--input", folder / "in", "--output", tmp_path / "out", "--model", folder / "model")
     kill_while_running(driver, cluster, tmp_path / "out", ["worker", "node"])
     said = finish(driver)
     check(folder / "in", tmp_path / "out", folder / "expected", NUM_BROKEN)
-    assert f"{NUM_IMAGES - NUM_BROKEN - 1} denoised, {NUM_BROKEN + 1} failed" in said
+    assert f"{NUM_IMAGES - NUM_BROKEN} denoised, {NUM_BROKEN + 1} failed" in said
     (folder / "in" / POISON).rename(folder / POISON)
+    for place in ("in", "expected"):
+        (folder / place / odd).unlink()
+
+
+def results_in(bucket) -> dict[str, dict]:
+    bucket.invalidate_cache()
+    files = bucket.find("photos/clean", detail=True)
+    return {path: about for path, about in files.items() if "__report__" not in path}
 
 
 @pytest.mark.slow
@@ -81,17 +94,15 @@ def test_a_bucket_is_denoised_once_though_the_driver_is_killed(cluster, folder):
     bucket.put(f"{folder}/in/", "photos/noisy/", recursive=True)
     options = ["--input", "s3://photos/noisy", "--output", "s3://photos/clean", "--model", folder / "model"]
     driver = start(*options, "--batch_size", 1)
-    while driver.poll() is None and not (first := bucket.find("photos/clean", detail=True)):
+    while driver.poll() is None and not (first := results_in(bucket)):
         time.sleep(0.05)
-        bucket.invalidate_cache()
     driver.kill()
     driver.wait()
     said = finish(start(*options))
-    bucket.invalidate_cache()
-    results = bucket.find("photos/clean", detail=True)
+    results = results_in(bucket)
     assert 0 < len(first) < NUM_IMAGES - NUM_BROKEN - 1
     assert all(results[path]["LastModified"] == first[path]["LastModified"] for path in first)
-    contents = {path.removeprefix("photos/clean/"): bucket.cat(path) for path in results if "__report__" not in path}
+    contents = {path.removeprefix("photos/clean/"): bucket.cat(path) for path in results}
     assert contents == files_in(folder / "expected")
     assert "Nothing to do" not in said
 
@@ -104,8 +115,11 @@ def test_a_dataset_comes_from_the_hub_and_returns_with_one_more_column(cluster, 
     features = datasets.Features({"photo": datasets.Image(), "label": datasets.Value("int64")})
     noisy = datasets.Dataset.from_dict({"photo": cells, "label": list(range(len(cells)))}, features=features)
     noisy.to_parquet(tmp_path / "noisy.parquet", batch_size=5)
+    noisy.select([0]).to_parquet(tmp_path / "damaged.parquet")
+    whole, damaged = ((tmp_path / f"{name}.parquet").read_bytes() for name in ("noisy", "damaged"))
+    damaged = damaged[:4] + bytes(100) + damaged[104:]  # its schema is in the end
     for name, files in {
-        "noisy": {"data/train.parquet": (tmp_path / "noisy.parquet").read_bytes()},
+        "noisy": {"data/train.parquet": whole, "data/damaged.parquet": damaged},
         "clean": {},
     }.items():
         hub.repos[f"org/{name}"] = Repo()
@@ -123,16 +137,18 @@ def test_a_dataset_comes_from_the_hub_and_returns_with_one_more_column(cluster, 
     assert raw[len(names)] is None
     for name, cell in zip(names, raw, strict=False):
         assert cell["bytes"] == (folder / "expected" / name).read_bytes()
-    assert f"{len(names)} denoised, 1 failed" in said
+    assert f"{len(names)} denoised, 2 failed" in said
 
 
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--input", "missing"], "missing holds no image"),
+        (["--input", "missing"], "missing does not exist, or holds no image"),
         (["--input", ".", "--output", "."], "the results need another place"),
         (["--input", ".", "--model", "missing"], "there is no folder missing"),
         (["--input", ".", "--steps", "2000"], "steps must be at most 1000"),
+        (["--input", "nothing://photos"], "Protocol not known: nothing"),
+        (["--input", ".", "--output", "/dev/null/out"], "/dev/null/out cannot be written"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(options, said, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import pickle
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import save_image
 from PIL import Image
@@ -67,8 +69,34 @@ def test_results_need_another_place_than_the_images(tmp_path):
 
 def test_a_place_without_images_is_an_error(tmp_path):
     touch(tmp_path / "in", "a.txt")
-    with pytest.raises(FileNotFoundError, match="in holds no image and no Parquet file"):
+    with pytest.raises(FileNotFoundError, match="in does not exist, or holds no image and no Parquet file"):
         missing_images(*places(tmp_path))
+
+
+def test_a_file_is_no_place(tmp_path):
+    touch(tmp_path, "in/b.jpg", "a.jpg")
+    with pytest.raises(ValueError, match="a.jpg is a file; give the folder that it is in"):
+        missing_images(Storage(str(tmp_path / "a.jpg")), Storage(str(tmp_path / "out")))
+    with pytest.raises(ValueError, match="a.jpg is a file"):
+        missing_images(Storage(str(tmp_path / "in")), Storage(str(tmp_path / "a.jpg")))
+
+
+def test_a_place_that_cannot_be_listed_is_named(monkeypatch, tmp_path):
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(OSError, match="s3://photos/noisy cannot be listed: Unable to locate credentials"):
+        Storage("s3://photos/noisy").names  # noqa: B018
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_image_that_has_gone_is_named(tmp_path):
+    touch(tmp_path / "in", "a.jpg")
+    with pytest.raises(FileNotFoundError, match="^sub/b.jpg does not exist.$"):
+        FileJob(["sub/b.jpg"], *places(tmp_path)).fetch(tmp_path / "copy")
 
 
 def test_a_relative_place_stays_the_same_in_another_process(tmp_path, monkeypatch):
@@ -168,6 +196,28 @@ def test_a_missing_column_is_named(parquet):
         missing_row_groups(*places(parquet), "photo")
 
 
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"image": ["a.png"]}, "The column image of a.parquet does not hold images, but string"),
+        ({"image": [[b"a"]]}, "does not hold images, but list"),
+        ({"image": [{"path": "a.png"}]}, "does not hold images, but struct<path: string>"),
+        ({"image": [b"a"], "image_denoised": [b"a"]}, "a.parquet has a column image_denoised already"),
+    ],
+)
+def test_a_column_without_images_is_an_error(tmp_path, columns, message):
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        missing_row_groups(*places(tmp_path), "image")
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    touch(tmp_path / "in", "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet cannot be read: "):
+        missing_row_groups(*places(tmp_path), "image")
+
+
 def test_a_row_group_keeps_its_columns_and_gets_one_more(parquet):
     source, target = places(parquet)
     group = RowGroup("train-0.parquet", 0)
@@ -189,3 +239,8 @@ def test_a_column_of_bytes_is_read_as_well(tmp_path):
     assert path.read_bytes() == (tmp_path / "a.png").read_bytes()
     with pytest.raises(OSError, match="b holds no image"):
         CellJob("b", None).fetch(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", [None, "", ".", "sub/"])
+def test_a_cell_needs_no_name(tmp_path, name):
+    assert CellJob("a", {"bytes": b"content", "path": name}).fetch(tmp_path / "copy").read_bytes() == b"content"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import FORMATS, RAW_SUFFIXES, ImageFileError, copy_file, printable, readable_suffixes
+from .denoising import first_line
 
 
 @dataclass
@@ -56,8 +57,20 @@ class Storage:
 
     @cached_property
     def names(self) -> list[str]:
-        """All files but hidden ones, sorted, as they were found first. A bucket tells a thousand with each request."""
-        names = (path.removeprefix(f"{self.root}/") for path in self.fs.find(self.root))
+        """
+        All files but hidden ones, sorted, as they were found first. A bucket tells a thousand with each request.
+
+        Raises:
+            `OSError`: If the place cannot be listed.
+            `ValueError`: If it is a file.
+        """
+        try:
+            paths = self.fs.find(self.root)
+        except Exception as error:  # of many classes: each kind of storage has its own
+            raise OSError(f"{printable(self.url)} cannot be listed: {first_line(error)}") from error
+        if paths == [self.root]:
+            raise ValueError(f"{printable(self.url)} is a file; give the folder that it is in.")
+        names = (path.removeprefix(f"{self.root}/") for path in paths)
         return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
     def names_outside(self, other: "Storage") -> list[str]:
@@ -81,7 +94,10 @@ class Storage:
         """Copy a file into a folder."""
         copy = folder / PurePosixPath(name).name
         folder.mkdir(parents=True, exist_ok=True)
-        self.fs.get_file(self.path(name), str(copy))
+        try:
+            self.fs.get_file(self.path(name), str(copy))
+        except FileNotFoundError as error:  # which says no more than the path
+            raise FileNotFoundError(f"{printable(name)} does not exist.") from error
         return copy
 
     def store(self, file: Path, name: str) -> None:
@@ -120,7 +136,7 @@ def missing_images(source: Storage, target: Storage) -> list[list[str]]:
     names, suffixes = source.names_outside(target), readable_suffixes()
     images = [name for name in names if PurePosixPath(name).suffix.lower() in suffixes]
     if not images:
-        raise FileNotFoundError(f"{printable(source.url)} holds no image and no Parquet file.")
+        raise FileNotFoundError(f"{printable(source.url)} does not exist, or holds no image and no Parquet file.")
     image_of: dict[str, str] = {}
     for name in images:
         for result in possible_results(name):
@@ -176,9 +192,9 @@ class CellJob:
     def fetch(self, folder: Path) -> Path:
         cell = self.cell if isinstance(self.cell, dict) else {"bytes": self.cell}
         if not cell["bytes"]:
-            raise ImageFileError(f"{self.name} holds no image.")
+            raise ImageFileError(f"{printable(self.name)} holds no image.")
         folder.mkdir(parents=True)
-        copy = folder / PurePosixPath(cell.get("path") or "image").name
+        copy = folder / (PurePosixPath(cell.get("path") or "").name or "image")
         copy.write_bytes(cell["bytes"])
         return copy
 
@@ -218,6 +234,13 @@ class RowGroup:
             target.store(Path(folder, "part.parquet"), self.result)
 
 
+def _holds_images(kind: pa.DataType) -> bool:
+    """Whether the cells are bytes, or what the datasets library makes of images."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def missing_row_groups(source: Storage, target: Storage, column: str) -> tuple[list[RowGroup] | None, int]:
     """
     Compare the Parquet files of a place with the results in another.
@@ -226,7 +249,7 @@ def missing_row_groups(source: Storage, target: Storage, column: str) -> tuple[l
         The row groups without a result, `None` if there is no Parquet file at all; and the number of their rows.
 
     Raises:
-        `ValueError`: If a file has no such column.
+        `ValueError`: If a file is no Parquet file, has no such column of images, or has that of the results.
     """
     files = [name for name in source.names_outside(target) if name.endswith(".parquet")]
     if not files:
@@ -235,12 +258,20 @@ def missing_row_groups(source: Storage, target: Storage, column: str) -> tuple[l
     missing, num_rows = [], 0
 
     def rows_of_groups(name: str) -> list[int]:
-        with source.fs.open(source.path(name)) as file:
-            parquet = pq.ParquetFile(file)
-            names = parquet.schema_arrow.names
-            if column not in names:
-                raise ValueError(f"{printable(name)} has no column {column}, but {', '.join(names)}.")
-            return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        try:
+            with source.fs.open(source.path(name)) as file:
+                metadata = pq.read_metadata(file)
+        except Exception as error:  # of many classes: each kind of storage has its own
+            raise ValueError(f"{printable(name)} cannot be read: {first_line(error)}") from error
+        schema = metadata.schema.to_arrow_schema()
+        if column not in schema.names:
+            raise ValueError(f"{printable(name)} has no column {column}, but {', '.join(schema.names)}.")
+        if f"{column}_denoised" in schema.names:
+            raise ValueError(f"{printable(name)} has a column {column}_denoised already; choose files without it.")
+        if not _holds_images(schema.field(column).type):
+            kind = schema.field(column).type
+            raise ValueError(f"The column {column} of {printable(name)} does not hold images, but {kind}.")
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     with ThreadPoolExecutor(16) as pool:
         for name, sizes in zip(files, pool.map(rows_of_groups, files), strict=True):
