@@ -222,7 +222,9 @@ class BandConv2d:
         self.kept: torch.Tensor | None = None
 
     def add_to_bias(self, offset: torch.Tensor):
-        self.conv._parameters = {**self.conv._parameters, "bias": nn.Parameter(self.conv.bias + offset)}
+        """Add to the bias of this copy alone, which saves a pass over the output."""
+        bias = nn.Parameter(self.conv.bias + offset)  # type: ignore[operator]
+        self.conv._parameters = {**self.conv._parameters, "bias": bias}
 
     def __call__(self, band: torch.Tensor, is_last: bool, activation: nn.Module | None = None) -> torch.Tensor:
         batch, channels, height, width = band.shape
