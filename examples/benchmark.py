@@ -1,47 +1,67 @@
 #!/usr/bin/env python
-"""Measure the network against the processor, the pipeline against the network, and the `gdd` command.
+"""Measure the network against the processor, the pipeline against the network, the `gdd` command, and its peers.
 
-    python examples/benchmark.py                  # the bundled weights; about ten minutes on two cores
-    python examples/benchmark.py --megapixels 12  # without the 100-megapixel image
-    python examples/benchmark.py --model gdd-small gdd-fast --dtype float32 bfloat16
+    python examples/benchmark.py                  # the bundled weights; a few minutes on two cores
+    python examples/benchmark.py --parts network --model gdd-small gdd-fast --dtype float32 bfloat16
+    python examples/benchmark.py --parts sizes --megapixels 1 4 12 50 100 400
+    python examples/benchmark.py --parts peers --results out/evaluate/results.json
 
-Prints tables. Times are medians of interleaved runs, with the smallest and the largest in parentheses. It uses a CUDA
-GPU if there is one, and leaves the command out where it is not installed.
+Prints a table for each part:
+
+    start    CPU seconds until `gdd` answers
+    network  the network next to a matrix product, and the pipeline next to the network
+    sizes    `gdd denoise` by size of the image: time per pixel and peak memory
+    folder   `gdd denoise` on many images of about a megapixel, and on one of as many pixels
+    peers    the models next to other denoisers; --results adds the quality that evaluate.py has measured, and a plot
+
+Times are medians of interleaved runs, with the smallest and the largest in parentheses; those of `gdd denoise` are of
+one run, without its start. It uses a CUDA GPU if there is one. Run it on an idle machine.
 """
 
 import argparse
 import itertools
+import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peak_memory import peak_memory
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdd_diffusers import RealDenoisePipeline
 from gdd_diffusers.hub import markdown_table
+from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.memory import keep_freed_memory
 from gdd_diffusers.pipeline_real_denoise import DEFAULT_MODEL
 
 
 GDD = str(Path(sys.executable).parent / "gdd")
+PARTS = ("start", "network", "sizes", "folder", "peers")
+DENOISED_MEGAPIXELS = 12  # at least, of small images; the first one takes longer
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=[None], help="Names, folders or Hub repos.")
-    parser.add_argument("--megapixels", type=int, nargs="+", default=[12, 100], help="Image sizes for the command.")
+    parser.add_argument("--parts", nargs="+", default=PARTS[:-1], choices=PARTS, help="All but peers by default.")
+    parser.add_argument("--model", nargs="+", default=[DEFAULT_MODEL], help="Names, folders or Hub repos.")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--megapixels", type=int, nargs="+", default=[12], help="Image sizes, of network and sizes.")
+    parser.add_argument("--num_images", type=int, default=24, help="In the folder.")
+    parser.add_argument("--compare", nargs="+", default=["ffdnet", "wavelet", "nlm"], help="Peers, as in evaluate.py.")
+    parser.add_argument("--results", type=Path, help="The results.json of evaluate.py with these models and peers.")
+    parser.add_argument("--plot", type=Path, default="quality_against_speed.png", help="The plot to write.")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--num_images", type=int, default=24, help="Of a folder of small images, for the command.")
     return parser.parse_args()
 
 
@@ -53,13 +73,13 @@ def noisy_photograph(megapixels: float) -> np.ndarray:
     """Draw smooth shapes with noise, [H, W, 3] uint8 in a ratio of 4 to 3, in bands to keep memory low."""
     width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
     height = round(width * 3 / 4)
-    generator = np.random.default_rng(0)
+    noise = np.random.default_rng(0).normal(0, 15, (512, width, 3)).astype(np.float32)  # of all bands
     image = np.empty((height, width, 3), np.uint8)
-    columns = 128 + 60 * np.sin(np.arange(width)[:, None] / np.array([97, 131, 173]))
+    columns = 128 + 60 * np.sin(np.arange(width, dtype=np.float32)[:, None] / np.float32([97, 131, 173]))
     for top in range(0, height, 512):
-        rows = np.arange(top, min(top + 512, height))[:, None, None]
-        band = columns + 40 * np.sin(rows / 111) + generator.normal(0, 15, (len(rows), width, 3))
-        image[top : top + 512] = band.clip(0, 255)
+        band = image[top : top + 512]
+        rows = np.arange(top, top + len(band), dtype=np.float32)[:, None, None]
+        band[:] = (columns + 40 * np.sin(rows / 111) + noise[: len(band)]).clip(0, 255)
     return image
 
 
@@ -121,45 +141,64 @@ def seconds(function, repeat: int = 1) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def run(command: list[str]) -> tuple[float, float, float]:
-    """Return the wall-clock seconds, CPU seconds and peak resident megabytes of a command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
+def run(command: list[str]) -> tuple[float, float, str]:
+    """Return the CPU seconds, the peak resident megabytes and the output of a command."""
+    peak, pid = 0.0, 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        while not pid:
+            peak = max(peak, peak_memory(process.pid))
+            time.sleep(0.02)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        output.seek(0)
+        said = output.read()
     if status:
-        raise OSError(f"{' '.join(command)} failed: {errors.decode()}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        raise OSError(f"{' '.join(command)} failed: {said}")
+    return usage.ru_utime + usage.ru_stime, peak, said
 
 
-def denoise_command(args):
-    """Time `gdd denoise` on single images, and on a folder of small ones beside one with as many pixels."""
+def denoise(inputs: Path, model: str, dtype: str) -> tuple[float, float]:
+    """Return the seconds that `gdd denoise` takes after its start for a folder, and its peak memory in MB."""
+    with tempfile.TemporaryDirectory(dir=inputs.parent) as out:
+        command = [GDD, "denoise", str(inputs), "-o", out, "--max-pixels", "1000000000", "--steps", "1"]
+        _, memory, said = run([*command, "--model", model, "--dtype", dtype])
+    return float(re.search(r"; ([\d.]+) s, ", said)[1]), memory
+
+
+def save_images(folder: Path, sizes: list[float]):
+    folder.mkdir()
+    for i, megapixels in enumerate(sizes):
+        Image.fromarray(noisy_photograph(megapixels)).save(folder / f"{i}.jpg", quality=95)
+
+
+def image_sizes(args):
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        inputs = {}
         for megapixels in args.megapixels:
-            file = folder / f"{megapixels}.{'jpg' if megapixels <= 50 else 'tif'}"
-            Image.fromarray(noisy_photograph(megapixels)).save(file, quality=95)
-            inputs[f"{megapixels} Mpx {file.suffix}"] = megapixels, file
-        if args.num_images:
-            (folder / "small").mkdir()
-            sizes = np.linspace(0.5, 1.5, args.num_images)  # no two the same
-            for i, megapixels in enumerate(sizes):
-                Image.fromarray(noisy_photograph(megapixels)).save(folder / "small" / f"{i}.jpg", quality=95)
-            inputs[f"{args.num_images} images of 0.5 to 1.5 Mpx"] = sizes.sum(), folder / "small"
-            Image.fromarray(noisy_photograph(sizes.sum())).save(folder / "whole.jpg", quality=95)
-            inputs[f"one image of {sizes.sum():.0f} Mpx"] = sizes.sum(), folder / "whole.jpg"
+            count = max(1, DENOISED_MEGAPIXELS // megapixels)
+            save_images(Path(name, str(megapixels)), [megapixels] * count)
+        for model, dtype, megapixels in itertools.product(args.model, args.dtype, args.megapixels):
+            count = max(1, DENOISED_MEGAPIXELS // megapixels)
+            seconds, memory = denoise(Path(name, str(megapixels)), model, dtype)
+            per_megapixel = f"{seconds / (count * megapixels):.3f}"
+            rows.append([f"{model}, {dtype}", f"{megapixels}", f"{count}", per_megapixel, f"{memory:.0f}"])
+    header = ["", "image, Mpx", "images", "seconds per Mpx", "peak memory, MB"]
+    print(f"\n## `gdd denoise` by size\n\n{markdown_table(header, rows, 1)}")
+
+
+def folder_of_images(args):
+    rows = []
+    sizes = np.linspace(0.5, 1.5, args.num_images)  # no two the same
+    inputs = {f"{len(sizes)} images of 0.5 to 1.5 Mpx": sizes, f"one image of {sizes.sum():.0f} Mpx": [sizes.sum()]}
+    with tempfile.TemporaryDirectory() as name:
+        for title, megapixels in inputs.items():
+            save_images(Path(name, title), megapixels)
         for model, dtype in itertools.product(args.model, args.dtype):
-            for name, (megapixels, path) in inputs.items():
-                command = [GDD, "denoise", str(path), "-o", str(folder / "out" / path.name), "--overwrite"]
-                command += ["--max-pixels", "1000000000"]
-                command += ["--steps", "1", "--dtype", dtype] + (["--model", model] if model else [])
-                wall, _, memory = run(command)
-                rate = f"{megapixels / wall:.2f}"
-                rows.append([f"{model or DEFAULT_MODEL}, {dtype}", name, f"{wall:.1f}", rate, f"{memory:.0f}"])
-    header = ["model", "input", "seconds, with start", "Mpx/s", "peak resident MB"]
-    print(f"\n## `gdd denoise --steps 1`\n\n{markdown_table(header, rows, 2)}")
+            for title in inputs:
+                seconds, memory = denoise(Path(name, title), model, dtype)
+                rows.append([f"{model}, {dtype}", title, f"{seconds / sizes.sum():.3f}", f"{memory:.0f}"])
+    header = ["", "input", "seconds per Mpx", "peak memory, MB"]
+    print(f"\n## `gdd denoise` on a folder\n\n{markdown_table(header, rows, 2)}")
 
 
 def start_up(runs: int):
@@ -169,25 +208,86 @@ def start_up(runs: int):
     times = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
-            times[name].append(run(command)[1])
+            times[name].append(run(command)[0])
     rows = [[f"`{name}`", spread(values)] for name, values in times.items()]
     print(f"\n## Start\n\n{markdown_table(['', 'CPU seconds'], rows)}")
+
+
+def against_peers(pipes: dict[str, RealDenoisePipeline], args):
+    """Time models and their peers, blind, on one image in turn, beside the quality that evaluate.py has measured."""
+    from evaluation.peers import blind_sigma, load_peer, short_name  # of the extra [eval]
+
+    parts = json.loads(args.results.read_text()) if args.results else []
+    psnr = mean_psnr(parts)
+    image = pixels_to_tensor(noisy_photograph(1)).movedim(0, -1).numpy()
+    calls = {
+        name: lambda pipe=pipe: pipe(image, num_inference_steps=1, output_type="np") for name, pipe in pipes.items()
+    }
+    for peer in args.compare:
+        denoise_image, takes_sigma = load_peer(peer, next(iter(pipes.values())).device)
+        calls[short_name(peer)] = lambda function=denoise_image, takes_sigma=takes_sigma: (
+            function(image, blind_sigma(image)) if takes_sigma else function(image)
+        )
+    times = {name: [] for name in calls}
+    for i in range(args.runs + 1):
+        for name, call in calls.items():
+            taken = seconds(call)
+            if i > 0:  # the first call compiles, or chooses an algorithm
+                times[name].append(taken)
+    rows, points = [], []
+    for name, taken in times.items():
+        speed = image.shape[0] * image.shape[1] / 1e6 / statistics.median(taken)
+        title = Path(name.split(", ")[0]).name if name in pipes else name  # in results.json
+        known = {suffix: psnr[title + suffix] for suffix in ("", ", blind", ", best sigma") if title + suffix in psnr}
+        rows.append([name, f"{speed:.3g}", "; ".join(f"{value:.2f}{suffix}" for suffix, value in known.items())])
+        points += [(name + suffix, speed, value) for suffix, value in known.items()]
+    print(f"\n## Peers, on an image of a megapixel\n\n{markdown_table(['', 'Mpx/s', 'PSNR, dB'], rows)}")
+    if points:
+        plot_quality(points, " and ".join(part["name"] for part in parts), args.plot)
+
+
+def mean_psnr(parts: list[dict]) -> dict[str, float]:
+    """Return the mean PSNR of each method over all test sets in results.json, of models that of one step."""
+    found = defaultdict(list)
+    for method in itertools.chain.from_iterable(part["methods"] for part in parts):
+        if method["steps"] in (None, 1) and "psnr" in method.get("figures", {}):
+            found[method["kind"] or method["name"]].append(method["figures"]["psnr"])
+    return {name: statistics.fmean(values) for name, values in found.items() if len(values) == len(parts)}
+
+
+def plot_quality(points: list[tuple[str, float, float]], test_sets: str, file: Path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, speed, psnr in points:
+        axes.plot(speed, psnr, "^" if name.endswith(", best sigma") else "o")
+        axes.annotate(name, (speed, psnr), (4, 4), textcoords="offset points", fontsize="small")
+    axes.set(xscale="log", xlabel="megapixels per second", ylabel=f"PSNR in dB, mean of {test_sets}")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    print(f"\nWrote {file}")
 
 
 def main(args):
     on_gpu = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
     print(f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if Path(GDD).exists():
-        start_up(args.runs)
-        denoise_command(args)  # before this process takes much memory, which is counted with that of the commands
     pipes = {}
     for model, dtype in itertools.product(args.model, args.dtype):
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, dtype))
         pipe.set_progress_bar_config(disable=True)
-        pipes[f"{model or DEFAULT_MODEL}, {dtype}"] = pipe.to("cuda" if on_gpu else "cpu")
-    sizes = args.megapixels if on_gpu else [min(args.megapixels)]
-    pipeline_against_network(pipes, sizes, args.runs)
+        pipes[f"{model}, {dtype}"] = pipe.to("cuda" if on_gpu else "cpu")
+    functions = {
+        "start": lambda: start_up(args.runs),
+        "network": lambda: pipeline_against_network(pipes, args.megapixels, args.runs),
+        "sizes": lambda: image_sizes(args),
+        "folder": lambda: folder_of_images(args),
+        "peers": lambda: against_peers(pipes, args),
+    }
+    for part in args.parts:
+        functions[part]()
 
 
 if __name__ == "__main__":
@@ -195,3 +295,5 @@ if __name__ == "__main__":
         main(parse_args())
     except (ValueError, OSError) as error:
         sys.exit(f"benchmark.py: {error}")
+    except ImportError as error:  # of the peers
+        sys.exit(f"benchmark.py: {error}; install the extra: pip install 'gdd-diffusers[eval]'")

@@ -10,7 +10,6 @@ or be read with notes. It may not crash, hang, take much memory, print anything,
 import argparse
 import json
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import pillow_heif
 import pyvips
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from process_memory import peak_megabytes
 from raw_files import expose, scene, write_dng
 
 
@@ -142,13 +142,11 @@ def work(folder: Path, seed: int, start: int, count: int) -> None:
         except BaseException as error:
             problem = f"{type(error).__name__}: {error}"
         signal.alarm(0)
-        # not `ru_maxrss`, which begins at what the process that started this one had
-        peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        seconds, megabytes = time.process_time() - begin, int(peak[1]) // 1024
+        seconds, megabytes = time.process_time() - begin, peak_megabytes()
         if seconds > SECONDS:
             problem = f"took {seconds:.0f} s"
         elif megabytes > MEGABYTES:
-            problem = f"took {megabytes} MB"
+            problem = f"took {megabytes:.0f} MB"
         elif path.read_bytes() != data:
             problem = "changed its file"
         elif read_image(sound).pixels.tobytes() != expected:

@@ -1,9 +1,11 @@
 """The scripts that have no test file of their own, each launched small."""
 
 import argparse
+import importlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -38,7 +40,7 @@ def launch(script, *arguments, monkeypatch):
         ("seams.py", ["--picture", "missing.png"]),
         ("noise_statistics.py", ["missing", "missing", "-o", "noise.png"]),
         ("benchmark.py", ["--model", "./missing"]),
-        ("engines.py", ["--model", "./missing"]),
+        ("benchmark.py", ["--parts", "peers", "--results", "missing.json"]),
     ],
 )
 def test_what_is_missing_is_named_in_one_sentence(script, arguments, monkeypatch):
@@ -85,13 +87,33 @@ def test_seams(cls, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_benchmark(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
-    options = ["--megapixels", 1, "--runs", 1, "--num_images", 2]
-    launch("benchmark.py", "--model", tmp_path / "model", *options, monkeypatch=monkeypatch)
+    figures = [
+        ("model", 40.0, 1),
+        ("model", 10.0, 3),
+        ("wavelet, blind", 30.0, None),
+        ("wavelet, best sigma", 31.0, None),
+    ]
+    methods = [
+        {"name": name, "kind": "model" if steps else None, "steps": steps, "figures": {"psnr": psnr}}
+        for name, psnr, steps in figures
+    ]
+    (tmp_path / "results.json").write_text(json.dumps([{"name": "A", "methods": methods}] * 2))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    benchmark = importlib.import_module("benchmark")
+    monkeypatch.setattr(benchmark, "DENOISED_MEGAPIXELS", 2)
+    options = ["--megapixels", 1, "--runs", 1, "--num_images", 2, "--compare", "wavelet"]
+    options += ["--parts", *benchmark.PARTS, "--model", tmp_path / "model"]
+    options += ["--results", tmp_path / "results.json", "--plot", tmp_path / "plot.png"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, options)])
+    benchmark.main(benchmark.parse_args())
     said = capsys.readouterr().out
     assert "`gdd --help`" in said and "pipeline / network" in said
-    assert all(
-        f"| {images} |" in said for images in ("1 Mpx .jpg", "2 images of 0.5 to 1.5 Mpx", "one image of 2 Mpx")
-    )
+    sizes = re.search(r"\| 1 \| 2 \| [\d.]+ \| (\d+) \|", said)
+    assert 200 < int(sizes[1]) < 2000
+    assert all(f"| {images} |" in said for images in ("2 images of 0.5 to 1.5 Mpx", "one image of 2 Mpx"))
+    assert re.search(r"/model, bfloat16 \| [\d.]+ \| 40.00 \|", said)
+    assert re.search(r"\| wavelet \| [\d.]+ \| 30.00, blind; 31.00, best sigma \|", said)
+    assert Image.open(tmp_path / "plot.png").size[0] > 600
 
 
 def test_benchmark_makes_images_of_the_size_that_it_says():

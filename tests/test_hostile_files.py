@@ -74,13 +74,12 @@ def with_size(jpeg, width, height):
 def read_within_limits(path):
     """What becomes of a file, seconds of CPU and megabytes, in a process of its own that must print nothing else."""
     script = f"""
-import re, resource, time
+import resource, time
 from gdd_diffusers.files import ImageFileError, read_image, write_image
+from process_memory import peak_megabytes
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
-# not `ru_maxrss`, which begins at what the process that started this one had
-peak = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/self/status").read())[1])
-before, peak_before = usage(), peak()
+before, peak_before = usage(), peak_megabytes()
 try:
     image = read_image({os.fspath(path)!r})
     write_image({os.fspath(path) + ".png"!r}, image.pixels[:, :1000], overwrite=True)
@@ -88,9 +87,10 @@ try:
 except ImageFileError as error:
     print("refused", error)
 print(usage().ru_utime + usage().ru_stime - before.ru_utime - before.ru_stime)
-print((peak() - peak_before) / 1024)
+print(peak_megabytes() - peak_before)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, errors="replace")
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace")
     assert (run.returncode, run.stderr) == (0, "")
     said, seconds, megabytes = run.stdout.splitlines()
     return said, float(seconds), float(megabytes)

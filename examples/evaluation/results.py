@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyvips
 import torch
+from peak_memory import peak_memory
 
 from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
 
@@ -68,7 +69,7 @@ class PeakMemory:
             ctypes.CDLL(None).malloc_trim(0)
             with reset:
                 reset.write("5")
-            self.before = self._peak()
+            self.before = peak_memory()
         except OSError:
             pass
         if torch.cuda.is_available():
@@ -78,12 +79,9 @@ class PeakMemory:
 
     def __exit__(self, *_):
         if self.before is not None:
-            self.mb = self._peak() - self.before
+            self.mb = peak_memory() - self.before
         if torch.cuda.is_available():
             self.gpu_mb = (torch.cuda.max_memory_allocated() - self.gpu_before) / 1e6
-
-    def _peak(self) -> float:
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
 
 
 def runner(noisy: np.ndarray, warm: set[Callable]) -> Callable[..., tuple[np.ndarray, dict]]:

@@ -106,7 +106,8 @@ def prepare_latents(images: list[torch.Tensor], channels: int, multiple: int) ->
         `ValueError`: If an image has colours and the network has not.
     """
     height, width = images[0].shape[-2:]
-    latents = torch.empty(len(images), channels, *(-(-side // multiple) * multiple for side in (height, width)))
+    padded = [-(-side // multiple) * multiple for side in (height, width)]
+    latents = torch.empty(len(images), channels, *padded, memory_format=torch.channels_last)  # as the network wants it
     for latent, image in zip(latents, images, strict=True):
         colours = image[: num_colours(image)]
         if channels < len(colours):

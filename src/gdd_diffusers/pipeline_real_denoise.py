@@ -316,7 +316,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
             def fold(tiles):
                 bar.update(len(tiles))
-                return F.pixel_unshuffle(tiles.to(device), factor).to(dtype, memory_format=torch.channels_last)
+                return F.pixel_unshuffle(tiles.to(device, dtype), factor).to(memory_format=torch.channels_last)
 
             def unfold(model_output):
                 return F.pixel_shuffle(model_output.float(), factor).cpu()

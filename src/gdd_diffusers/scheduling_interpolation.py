@@ -212,20 +212,18 @@ class InterpolationScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = int(lower[0])
 
         x_t = sample.float()
-        alpha_t = self._alpha(timestep, x_t)
-        alpha_s = self._alpha(self._nodes[self._step_index], x_t)
+        alpha_t, alpha_s = float(timestep) / T, float(self._nodes[self._step_index]) / T
         x0_hat = self.get_pred_original_sample(model_output, timestep, x_t)
         if self.config.clip_sample:
             x0_hat = x0_hat.clamp(-1, 1)
         x_T = x0_hat + (x_t - x0_hat) / alpha_t if noisy_sample is None else noisy_sample.float()
 
-        degraded_s = (1 - alpha_s) * x0_hat + alpha_s * x_T
+        degraded_s = torch.lerp(x0_hat, x_T, alpha_s)
         if self.config.step_rule == "origin":
             x_s = degraded_s
         else:
             # x_t + (alpha_t - alpha_s) (x0_hat - x_T) term by term, so that rounding errors cancel
-            degraded_t = (1 - alpha_t) * x0_hat + alpha_t * x_T
-            x_s = x_t - degraded_t + degraded_s
+            x_s = x_t - torch.lerp(x0_hat, x_T, alpha_t) + degraded_s
 
         # x_t keeps its own precision, whatever that of the network
         prev_sample, pred_original_sample = x_s.to(sample.dtype), x0_hat.to(sample.dtype)

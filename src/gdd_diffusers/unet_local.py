@@ -139,6 +139,7 @@ class LocalUNet2DModel(UNet2DModel):
             radius = max(radius, position - first, last - position)
         return radius
 
+    @torch.no_grad()
     def forward_bands(self, bands: Iterable[torch.Tensor], timestep: torch.Tensor | float) -> Iterator[torch.Tensor]:
         """
         Apply the network to an image that comes in bands, and yield the output in bands.
@@ -158,6 +159,9 @@ class LocalUNet2DModel(UNet2DModel):
         timesteps = torch.as_tensor(timestep, device=self.device).expand(1)
         emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
         convs = {module: BandConv2d(module) for module in self.modules() if isinstance(module, nn.Conv2d)}
+        for layer in self.modules():
+            if isinstance(layer, ResnetBlock2D):
+                convs[layer.conv1].add_to_bias(layer.time_emb_proj(layer.nonlinearity(emb))[0])
         encoder = [self.conv_in]
         for block in self.down_blocks:
             encoder += [*block.resnets, *(layer.conv for layer in block.downsamplers or [])]
@@ -170,7 +174,6 @@ class LocalUNet2DModel(UNet2DModel):
         def resnet(layer: Any, sample: torch.Tensor, is_last: bool) -> torch.Tensor:
             residuals[layer].append(sample if layer.conv_shortcut is None else layer.conv_shortcut(sample))
             sample = convs[layer.conv1](sample, is_last, layer.nonlinearity)
-            sample += layer.time_emb_proj(layer.nonlinearity(emb))[:, :, None, None]
             sample = convs[layer.conv2](sample, is_last, layer.nonlinearity)
             for rows, band in take_rows(residuals[layer], sample.shape[-2]):
                 sample[:, :, rows] += band
@@ -218,19 +221,30 @@ class BandConv2d:
         self.conv.padding = (0, 1)  # of 3x3
         self.kept: torch.Tensor | None = None
 
+    def add_to_bias(self, offset: torch.Tensor):
+        """Add to the bias of this copy alone, which saves a pass over the output."""
+        bias = nn.Parameter(self.conv.bias + offset)  # type: ignore[operator]
+        self.conv._parameters = {**self.conv._parameters, "bias": bias}
+
     def __call__(self, band: torch.Tensor, is_last: bool, activation: nn.Module | None = None) -> torch.Tensor:
-        border = torch.zeros_like(band[:, :, :1])  # of the image
-        band = torch.cat([border if self.kept is None else self.kept, band, *[border] * is_last], -2)
+        batch, channels, height, width = band.shape
+        above = 1 if self.kept is None else self.kept.shape[-2]
+        shape = batch, channels, above + height + is_last, width
+        rows = torch.empty(shape, dtype=band.dtype, device=band.device, memory_format=torch.channels_last)
+        rows[:, :, :above] = 0 if self.kept is None else self.kept  # beyond the border of the image all is zero
+        if is_last:
+            rows[:, :, -1:] = 0
+        inside = rows[:, :, above : above + height]
+        if isinstance(activation, nn.SiLU):  # without a copy
+            torch.ops.aten.silu.out(band, out=inside)
+        else:
+            inside.copy_(band if activation is None else activation(band))
         stride = self.conv.stride[0]
-        num_rows = (band.shape[-2] - 3) // stride + 1  # of the output
-        self.kept = band[:, :, max(0, num_rows) * stride :].clone()
+        num_rows = (rows.shape[-2] - 3) // stride + 1  # of the output
+        self.kept = rows[:, :, max(0, num_rows) * stride :].clone()
         if num_rows < 1:
             raise NoRowsYet
-        if activation is not None:
-            activation = copy.copy(activation)
-            activation.inplace = True  # type: ignore[assignment]
-            band = activation(band)
-        return self.conv(band)
+        return self.conv(rows)
 
 
 def take_rows(queue: deque[torch.Tensor], num_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
