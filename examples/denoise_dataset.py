@@ -22,11 +22,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 from options import HelpFormatter
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
+
+
+try:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    sys.exit(f"error: {error}; install the extra: pip install 'gdd-diffusers[ray]'")
 
 from gdd_diffusers.app.batch import FileOptions, run
 from gdd_diffusers.app.denoising import configure, first_line, load_model

@@ -158,3 +158,10 @@ def test_what_is_wrong_is_one_sentence(options, said, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [EXAMPLE.name, "--output", "out", *options])
     with pytest.raises(SystemExit, match=f"^error: .*{said}"):
         runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    with pytest.raises(SystemExit, match=r"ray.*pip install 'gdd-diffusers\[ray\]'"):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
