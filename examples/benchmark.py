@@ -238,7 +238,8 @@ def against_peers(pipes: dict[str, RealDenoisePipeline], args):
     for name, taken in times.items():
         speed = image.shape[0] * image.shape[1] / 1e6 / statistics.median(taken)
         title = Path(name.split(", ")[0]).name if name in pipes else name  # in results.json
-        known = {suffix: psnr[title + suffix] for suffix in ("", ", blind", ", best sigma") if title + suffix in psnr}
+        suffixes = {None: "", "blind": ", blind", "best": ", best sigma"}
+        known = {suffixes[sigma]: psnr[title, sigma] for sigma in suffixes if (title, sigma) in psnr}
         rows.append([name, f"{speed:.3g}", "; ".join(f"{value:.2f}{suffix}" for suffix, value in known.items())])
         points += [(name + suffix, speed, value) for suffix, value in known.items()]
     print(f"\n## Peers, on an image of a megapixel\n\n{markdown_table(['', 'Mpx/s', 'PSNR, dB'], rows)}")
@@ -246,12 +247,12 @@ def against_peers(pipes: dict[str, RealDenoisePipeline], args):
         plot_quality(points, " and ".join(part["name"] for part in parts), args.plot)
 
 
-def mean_psnr(parts: list[dict]) -> dict[str, float]:
-    """Return the mean PSNR of each method over all test sets in results.json, of models that of one step."""
+def mean_psnr(parts: list[dict]) -> dict[tuple[str, str | None], float]:
+    """Return the mean PSNR over all test sets in results.json, of models that of one step, by denoiser and sigma."""
     found = defaultdict(list)
     for method in itertools.chain.from_iterable(part["methods"] for part in parts):
         if method["steps"] in (None, 1) and "psnr" in method.get("figures", {}):
-            found[method["kind"] or method["name"]].append(method["figures"]["psnr"])
+            found[method["kind"], method["sigma"]].append(method["figures"]["psnr"])
     return {name: statistics.fmean(values) for name, values in found.items() if len(values) == len(parts)}
 
 
@@ -264,7 +265,8 @@ def plot_quality(points: list[tuple[str, float, float]], test_sets: str, file: P
         axes.plot(speed, psnr, "^" if name.endswith(", best sigma") else "o")
         axes.annotate(name, (speed, psnr), (4, 4), textcoords="offset points", fontsize="small")
     axes.set(xscale="log", xlabel="megapixels per second", ylabel=f"PSNR in dB, mean of {test_sets}")
-    axes.margins(0.2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(0.35, 0.2)  # room for the names
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     print(f"\nWrote {file}")

@@ -88,15 +88,12 @@ def test_seams(cls, tmp_path, monkeypatch, capsys):
 def test_benchmark(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
     figures = [
-        ("model", 40.0, 1),
-        ("model", 10.0, 3),
-        ("wavelet, blind", 30.0, None),
-        ("wavelet, best sigma", 31.0, None),
+        ("model", None, 1, 40.0),
+        ("model", None, 3, 10.0),
+        ("wavelet", "blind", None, 30.0),
+        ("wavelet", "best", None, 31.0),
     ]
-    methods = [
-        {"name": name, "kind": "model" if steps else None, "steps": steps, "figures": {"psnr": psnr}}
-        for name, psnr, steps in figures
-    ]
+    methods = [{"kind": k, "sigma": s, "steps": n, "figures": {"psnr": psnr}} for k, s, n, psnr in figures]
     (tmp_path / "results.json").write_text(json.dumps([{"name": "A", "methods": methods}] * 2))
     monkeypatch.syspath_prepend(EXAMPLES)
     benchmark = importlib.import_module("benchmark")
