@@ -259,14 +259,14 @@ def mean_psnr(parts: list[dict]) -> dict[tuple[str, str | None], float]:
 def plot_quality(points: list[tuple[str, float, float]], test_sets: str, file: Path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, speed, psnr in points:
         axes.plot(speed, psnr, "^" if name.endswith(", best sigma") else "o")
         axes.annotate(name, (speed, psnr), (4, 4), textcoords="offset points", fontsize="small")
     axes.set(xscale="log", xlabel="megapixels per second", ylabel=f"PSNR in dB, mean of {test_sets}")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(0.35, 0.2)  # room for the names
+    axes.margins(0.25, 0.2)  # room for the names
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     print(f"\nWrote {file}")
