@@ -2,12 +2,11 @@
 """Measure what a Ray cluster costs beside `gdd denoise`, and estimate how long many images take.
 
     python examples/cluster_costs.py measure  # two cores; about ten minutes
-    python examples/cluster_costs.py batches  # one core; seconds
     python examples/cluster_costs.py simulate --report clean/__report__ --num_workers 1 8 64
 
 `measure` counts the processor time of all processes, which other programs on the machine hardly change, and the time
-by the clock, which they do. `batches` compares images one after another with a batch of them. `simulate` draws service
-times from the report of a run of denoise_dataset.py, and lets workers fail and some of them be slow.
+by the clock, which they do. `simulate` draws service times from the report of a run of denoise_dataset.py, and lets
+workers fail and some of them be slow.
 """
 
 import argparse
@@ -42,10 +41,6 @@ def parse_args():
     add("--side", type=int, default=64, help="Of these images, in pixels.")
     add("--threads", type=int, nargs="+", default=[1, 2], help="Several on an idle machine only: they wait actively.")
     add("--batch_size", type=int, default=8, help="Images that a worker takes at a time.")
-    add = commands.add_parser("batches", formatter_class=HelpFormatter).add_argument
-    add("--model", default="gdd-fast", help="A name, a folder or a Hub repo.")
-    add("--num_images", type=int, default=32, help="Of a batch.")
-    add("--sides", type=int, nargs="+", default=[64, 256], help="Of these images, in pixels.")
     add = commands.add_parser("simulate", formatter_class=HelpFormatter).add_argument
     add("--report", help="Folder of reports whose service times are drawn.")
     add("--seconds", type=float, nargs="+", default=[], help="Service times to draw from instead.")
@@ -142,30 +137,6 @@ def measure(args):
     print(markdown_table(header, rows))
 
 
-def compare_batches(args):
-    """Print the processor time of images one after another and as one batch, without reading and writing."""
-    import torch
-
-    from gdd_diffusers.app.denoising import load_model
-    from gdd_diffusers.memory import keep_freed_memory
-
-    torch.set_num_threads(1)
-    pipe, rng, rows = load_model(args.model, "cpu"), np.random.default_rng(0), []
-    pipe.set_progress_bar_config(disable=True)
-    with keep_freed_memory():
-        for side in args.sides:
-            images = list(rng.integers(0, 256, (args.num_images, side, side, 3), dtype=np.uint8))
-            pipe(images[0], output_type="pt")
-            times, results = [time.process_time()], []
-            for batches in ([[image] for image in images], [images]):
-                results.append([image for batch in batches for image in pipe(batch, output_type="pt").images])
-                times.append(time.process_time())
-            same = all(map(torch.equal, *results))
-            each = (1000 * np.diff(times) / args.num_images).round(1)
-            rows.append([f"{side}x{side}", *map(str, each), "yes" if same else "no"])
-    print(markdown_table(["", "ms of one after another", "ms of a batch", "equal"], rows))
-
-
 def ray_on_two_cores() -> str:
     """Start a cluster below this process, and return its address."""
     import ray
@@ -216,6 +187,6 @@ def simulate_run(seconds: np.ndarray, num_workers: int, args) -> tuple[float, in
 if __name__ == "__main__":
     args = parse_args()
     try:
-        {"measure": measure, "batches": compare_batches, "simulate": simulate}[args.command](args)
+        {"measure": measure, "simulate": simulate}[args.command](args)
     except OSError as error:
         sys.exit(f"error: {error}")

@@ -332,9 +332,9 @@ def test_a_result_that_another_run_makes_is_left_to_it(run, tmp_path, monkeypatc
         save_picture(tmp_path / "in" / f"{i}.png", seed=i)
     denoise = batch.denoise_pixels
 
-    def denoise_while_another_run_finishes(pipe, pixels, **kwargs):
+    def denoise_while_another_run_finishes(pipe, images, **kwargs):
         (tmp_path / "out" / "2.png").write_bytes(b"of the other run")
-        return denoise(pipe, pixels, **kwargs)
+        return denoise(pipe, images, **kwargs)
 
     with batch.claim(tmp_path / "out" / "0.png", batch.FileOptions()):
         code, said = run("denoise", "in", "-o", "out")
@@ -361,7 +361,7 @@ def test_fast_is_short_for_the_model_gdd_fast(run, tmp_path):
 
 def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tmp_path, monkeypatch):
     for i in range(3):
-        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+        save_picture(tmp_path / "in" / f"{i}.png", size=(40 + i, 40), seed=i)
     was_read = {f"{i}.png": threading.Event() for i in range(3)}
     denoise, read_image, calls = batch.denoise_pixels, batch.read_image, []
 
@@ -370,15 +370,15 @@ def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tm
         was_read[path.name].set()
         return image
 
-    def denoise_after_that(pipe, pixels, **kwargs):
+    def denoise_after_that(pipe, images, **kwargs):
         number = len(calls)
-        calls.append(pixels)
+        calls.append(images)
         if number < 2:
             assert was_read[f"{number + 1}.png"].wait(300)
         deadline = time.monotonic() + 300
         while number and not (tmp_path / "out" / f"{number - 1}.png").exists():
             assert time.monotonic() < deadline
-        return denoise(pipe, pixels, **kwargs)
+        return denoise(pipe, images, **kwargs)
 
     monkeypatch.setattr(batch, "read_image", read_and_tell)
     monkeypatch.setattr(batch, "denoise_pixels", denoise_after_that)
@@ -386,10 +386,48 @@ def test_next_image_is_read_and_last_one_written_while_the_network_works(run, tm
     assert code == 0 and "3 denoised" in said
 
 
+def test_small_images_of_equal_size_are_denoised_at_once(run, tmp_path, monkeypatch):
+    sizes = [(40, 30), (40, 30), (40, 30), (30, 40), (800, 700), (800, 700)]
+    for i, size in enumerate(sizes):
+        save_picture(tmp_path / "in" / f"{i}.png", size=size, seed=i)
+    Image.open(tmp_path / "in" / "1.png").convert("L").save(tmp_path / "in" / "1.png")
+    for i in range(len(sizes)):
+        assert run("denoise", f"in/{i}.png", "-o", f"alone/{i}.png")[0] == 0
+    denoise, calls = batch.denoise_pixels, []
+
+    def denoise_and_tell(pipe, images, **kwargs):
+        calls.append([image.shape for image in images])
+        return denoise(pipe, images, **kwargs)
+
+    monkeypatch.setattr(batch, "denoise_pixels", denoise_and_tell)
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 0 and "6 denoised" in said
+    assert calls == [[(30, 40, 3), (30, 40, 1), (30, 40, 3)], [(40, 30, 3)], [(700, 800, 3)], [(700, 800, 3)]]
+    for i in range(len(sizes)):
+        assert (tmp_path / "out" / f"{i}.png").read_bytes() == (tmp_path / "alone" / f"{i}.png").read_bytes()
+
+
+def test_an_image_that_fails_does_not_take_its_neighbours_along(run, tmp_path, monkeypatch):
+    for i in range(4):
+        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+    (tmp_path / "in" / "2.png").write_text("not a picture")
+    bad, denoise = pixels_of(tmp_path / "in" / "1.png"), batch.denoise_pixels
+
+    def fail_with_one(pipe, images, **kwargs):
+        if any(np.array_equal(image, bad) for image in images):
+            raise ValueError("the network returned NaN")
+        return denoise(pipe, images, **kwargs)
+
+    monkeypatch.setattr(batch, "denoise_pixels", fail_with_one)
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 1 and "in/1.png: the network returned NaN" in said and "in/2.png" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "3.png"]
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):
     for i in range(12):
-        save_picture(tmp_path / "in" / f"{i}.png", size=(100, 100), seed=i)
+        save_picture(tmp_path / "in" / f"{i}.png", size=(100 + i, 100), seed=i)
     command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", "in", "-o", "out", "--model", str(model)]
     processes = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in processes]
@@ -650,14 +688,14 @@ def test_interrupt_names_failures_and_what_the_same_command_would_do(run, tmp_pa
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.png").write_text("not a picture")
     for i in range(1, 4):
-        save_picture(tmp_path / "in" / f"{i}.png", seed=i)
+        save_picture(tmp_path / "in" / f"{i}.png", size=(40 + i, 40), seed=i)
     calls = []
 
-    def denoise(pipe, pixels, **kwargs):
-        calls.append(pixels)
+    def denoise(pipe, images, **kwargs):
+        calls.append(images)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return pixels
+        return images
 
     monkeypatch.setattr(batch, "denoise_pixels", denoise)
     code, said = run("denoise", "in", *options)

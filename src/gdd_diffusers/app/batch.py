@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from ..files.xmp import copy_sidecars
 from ..memory import keep_freed_memory
 from .denoising import denoise_pixels, first_line, show_progress
 from .planning import Batch, is_replaced
+
+
+# of the small images that are denoised at once: larger ones gain nothing, and each holds a lock, an open file
+MAX_GROUP_PIXELS, MAX_GROUP_IMAGES = 2**19, 64
 
 
 class TakenByAnotherRun(Exception):
@@ -51,7 +56,7 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
     """
     Denoise the jobs of a batch. An image that fails does not stop the others; Ctrl-C does.
 
-    The next image is read, and the last one written, while the network works. `kwargs` are passed to the pipeline.
+    The next images are read, and the last ones written, while the network works. `kwargs` are passed to the pipeline.
     """
     bar = tqdm(
         total=len(batch.jobs),
@@ -61,52 +66,94 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
     )
     batch.device = f"{pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
     start, number = time.monotonic(), 0
-    jobs = list(batch.jobs.items())
-    unwritten: deque[tuple[Path, Future, ExitStack]] = deque()
+    group: dict[Path, ImageFile | Exception] = {}
+    unwritten: deque[tuple[dict[Path, Future], ExitStack]] = deque()
     # the memory of one image serves the next, too
     with bar, keep_freed_memory(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        show_progress(pipe, lambda done, total: bar.update(number + done / total - bar.n))
+        show_progress(pipe, lambda done, total: bar.update(number + len(group) * done / total - bar.n))
         try:
-            following = reader.submit(read, *jobs[0], files)
-            for number, (path, target) in enumerate(jobs):
-                bar.set_description(path.name)
-                image = following
-                if number + 1 < len(jobs):
-                    following = reader.submit(read, *jobs[number + 1], files)
+            groups = read_in_groups(batch.jobs, files)
+            following = reader.submit(next, groups, {})
+            while group := following.result():
+                following = reader.submit(next, groups, {})
+                bar.set_description(next(iter(group)).name)
                 with ExitStack() as claims:
-                    try:
-                        claims.enter_context(claim(target, files))
-                        denoised = denoise_pixels(pipe, image.result().pixels, **kwargs)
-                        result = writer.submit(write, image.result(), target, denoised, files)
-                    except Exception as error:  # of any kind: the other images can still be denoised
-                        result = Future()
-                        result.set_exception(error)
-                    unwritten.append((path, result, claims.pop_all()))
+                    for path in group:
+                        try:
+                            claims.enter_context(claim(batch.jobs[path], files))
+                        except Exception as error:
+                            group[path] = error
+                    results = {
+                        path: writer.submit(write, group[path], batch.jobs[path], denoised, files)
+                        for path, denoised in denoise(pipe, group, **kwargs).items()
+                    }
+                    unwritten.append((results, claims.pop_all()))
                 if len(unwritten) > 1:  # so as not to gather them in memory
                     record(batch, *unwritten.popleft())
-                bar.update(number + 1 - bar.n)
+                number += len(group)
+                bar.update(number - bar.n)
         except KeyboardInterrupt:
             batch.interrupted = True
-        for job in unwritten:
-            record(batch, *job)
+        for images in unwritten:
+            record(batch, *images)
     batch.seconds = time.monotonic() - start
 
 
-def record(batch: Batch, path: Path, result: Future, claims: ExitStack):
-    """Wait until an image is written, and record what happened to it."""
+def record(batch: Batch, results: dict[Path, Future], claims: ExitStack):
+    """Wait until images are written, and record what happened to them."""
     with claims:
+        for path, result in results.items():
+            try:
+                image = result.result()
+            except TakenByAnotherRun:
+                batch.num_taken += 1
+            except Exception as error:
+                batch.failed[path] = first_line(error)
+            else:
+                copy_sidecars(path, batch.jobs[path], image)
+                batch.done.append(path)
+                batch.megapixels[path] = image.pixels.shape[0] * image.pixels.shape[1] / 1e6
+                for remark in image.notes:
+                    batch.remarks.setdefault(remark, []).append(path)
+
+
+def read_in_groups(jobs: dict[Path, Path], files: FileOptions) -> Iterator[dict[Path, ImageFile | Exception]]:
+    """Read images, and yield those together that are small, of equal size and neighbours; or why one is not read."""
+    group: dict[Path, ImageFile | Exception] = {}
+    size_of_group = None
+    for path, target in jobs.items():
+        image: ImageFile | Exception
         try:
-            image = result.result()
-        except TakenByAnotherRun:
-            batch.num_taken += 1
-        except Exception as error:
-            batch.failed[path] = first_line(error)
+            image = read(path, target, files)
+            size, num_pixels = image.pixels.shape[:2], image.pixels[..., 0].size
+        except Exception as error:  # of any kind: the other images can still be denoised
+            image, size, num_pixels = error, None, MAX_GROUP_PIXELS
+        if group and size != size_of_group:
+            yield group
+            group = {}
+        group[path], size_of_group = image, size
+        if len(group) == MAX_GROUP_IMAGES or (len(group) + 1) * num_pixels > MAX_GROUP_PIXELS:
+            yield group
+            group = {}
+    if group:
+        yield group
+
+
+def denoise(pipe, group: dict[Path, ImageFile | Exception], **kwargs) -> dict[Path, np.ndarray | Exception]:
+    """Denoise images of equal size at once or, if that fails, one after another. Exceptions stay as they are."""
+    images = {path: image for path, image in group.items() if isinstance(image, ImageFile)}
+    results: dict[Path, np.ndarray | Exception] = {p: e for p, e in group.items() if isinstance(e, Exception)}
+    try:
+        if images:
+            pixels = denoise_pixels(pipe, [image.pixels for image in images.values()], **kwargs)
+            results |= zip(images, pixels, strict=True)
+    except Exception as error:  # of any kind: the other images can still be denoised
+        if len(images) == 1:
+            results |= dict.fromkeys(images, error)
         else:
-            copy_sidecars(path, batch.jobs[path], image)
-            batch.done.append(path)
-            batch.megapixels[path] = image.pixels.shape[0] * image.pixels.shape[1] / 1e6
-            for remark in image.notes:
-                batch.remarks.setdefault(remark, []).append(path)
+            for path, image in images.items():
+                results |= denoise(pipe, {path: image}, **kwargs)
+    return results
 
 
 def read(path: Path, target: Path, options: FileOptions) -> ImageFile:
@@ -127,8 +174,14 @@ def read(path: Path, target: Path, options: FileOptions) -> ImageFile:
     return image
 
 
-def write(image: ImageFile, target: Path, denoised: np.ndarray, options: FileOptions) -> ImageFile:
-    """Write the denoised pixels of an image, and the sheet that compares them."""
+def write(
+    image: ImageFile | Exception, target: Path, denoised: np.ndarray | Exception, options: FileOptions
+) -> ImageFile:
+    """Write the denoised pixels of an image, and the sheet that compares them; or raise why there are none."""
+    if isinstance(image, Exception):
+        raise image
+    if isinstance(denoised, Exception):
+        raise denoised
     if target in options.originals:
         keep(target, options.originals[target])
     replace = options.overwrite or target in options.originals

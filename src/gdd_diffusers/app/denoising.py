@@ -99,17 +99,19 @@ def show_progress(pipe, show):
     pipe.progress_bar = progress_bar
 
 
-def denoise_pixels(pipe, pixels, **kwargs):
-    """Denoise pixels [H, W, C], uint8 or uint16, to pixels of the same kind; `kwargs` are passed to the pipeline."""
+def denoise_pixels(pipe, images: list, **kwargs) -> list:
+    """Denoise images [H, W, C], uint8 or uint16, to pixels of the same kind; `kwargs` are passed to the pipeline."""
     import numpy as np
 
     from ..image_processor import tensor_to_pixels
 
-    result = pipe(pixels, output_type="pt", **kwargs).images[0]
-    denoised = np.empty_like(pixels)
-    for row in range(0, len(pixels), 256):  # converted in strips, to save the memory of more float images
-        denoised[row : row + 256] = tensor_to_pixels(result[:, row : row + 256], pixels.dtype)
-    return denoised
+    results = []
+    for pixels, result in zip(images, pipe(images, output_type="pt", **kwargs).images, strict=True):
+        denoised = np.empty_like(pixels)
+        for row in range(0, len(pixels), 256):  # converted in strips, to save the memory of more float images
+            denoised[row : row + 256] = tensor_to_pixels(result[:, row : row + 256], pixels.dtype)
+        results.append(denoised)
+    return results
 
 
 def simulate_pixels(pixels, preset: str, iso: float | None, seed: int):
