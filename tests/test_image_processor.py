@@ -77,12 +77,15 @@ def test_transparency_that_names_no_colour_of_the_image_is_ignored(mode, transpa
     assert len(tensor) == len(image.getbands())
 
 
+@pytest.mark.parametrize("has_room", [True, False])
 @pytest.mark.parametrize("strength", [0, 1])
 @pytest.mark.parametrize("channels", [2, 3, 4])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_images_on_a_gpu(channels, strength):
+def test_images_on_a_gpu(monkeypatch, channels, strength, has_room):
     pipe = make_pipeline().to("cuda")
     image = torch.rand(channels, 24, 40)
+    if not has_room:  # so the image stays in main memory
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**30))
     expected = pipe(image, strength=strength, output_type="pt").images
     for output_type in ("np", "pil", "latent", "pt"):
         result = pipe(image.to("cuda"), strength=strength, output_type=output_type).images

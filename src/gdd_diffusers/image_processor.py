@@ -98,7 +98,9 @@ def pil_to_numpy(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def prepare_latents(images: list[torch.Tensor], channels: int, multiple: int) -> torch.Tensor:
+def prepare_latents(
+    images: list[torch.Tensor], channels: int, multiple: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """
     Make x_T of images of one size: `[B, channels, H, W]` in [-1, 1], with sides padded to multiples of `multiple`.
 
@@ -107,12 +109,14 @@ def prepare_latents(images: list[torch.Tensor], channels: int, multiple: int) ->
     """
     height, width = images[0].shape[-2:]
     padded = [-(-side // multiple) * multiple for side in (height, width)]
-    latents = torch.empty(len(images), channels, *padded, memory_format=torch.channels_last)  # as the network wants it
+    shape = len(images), channels, *padded
+    latents = torch.empty(shape, device=device, memory_format=torch.channels_last)  # as the network wants it
     for latent, image in zip(latents, images, strict=True):
         colours = image[: num_colours(image)]
         if channels < len(colours):
             raise ValueError("This network denoises grey images only, but `image` is in colour.")
-        latent[:, :height, :width] = colours  # grey is broadcast to the network's channels
+        # grey is broadcast to the network's channels; 8 bits travel to a GPU as 8 bits
+        latent[:, :height, :width] = colours.to(device)
         latent.mul_(2 / white(image)).sub_(1).clamp_(-1, 1)
     latents[:, :, :height, width:] = latents[:, :, :height, width - 1 : width]
     latents[:, :, height:] = latents[:, :, height - 1 : height]
@@ -126,14 +130,18 @@ def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:
     new = callback_outputs.get("latents", latents) if isinstance(callback_outputs, dict) else None
     if not isinstance(new, torch.Tensor) or new.shape != latents.shape:
         raise ValueError(f"`callback_on_step_end` must return `None` or `latents` of shape {tuple(latents.shape)}.")
-    return new.to("cpu", torch.float32)
+    return new.to(latents.device, torch.float32)
 
 
 def postprocess(latent: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Convert the end of the walk, which is overwritten, to `[C, H, W]` in [0, 1] with the channels of `image`."""
+    """
+    Convert the end of the walk, which is overwritten, to `[C, H, W]` in [0, 1] on the CPU, with the channels of
+    `image`.
+    """
     denoised = latent.add_(1).mul_(0.5).clamp_(0, 1)
     if num_colours(image) < len(denoised):
         denoised = denoised.mean(0, keepdim=True)
+    denoised = denoised.cpu()
     alpha = image[num_colours(image) :]
     return torch.cat([denoised, alpha.float() / white(image)]) if len(alpha) else denoised
 

@@ -33,8 +33,8 @@ class RealDenoisePipeline(DiffusionPipeline):
 
     The walk begins at the photograph itself, x_T, and follows the line x_t = (1 - t/T) x_0 + (t/T) x_T back to the
     clean image. Images come back as they came: size, count, order, grey or colour, alpha. Those larger than a tile
-    are denoised in tiles, so that memory is bounded by the image itself, which stays in main memory. With a
-    [`LocalUNet2DModel`] the tiles leave no trace.
+    are denoised in tiles, so that memory is bounded by the image itself, which stays in main memory unless a CUDA
+    device has room for it. With a [`LocalUNet2DModel`] the tiles leave no trace.
 
     Args:
         unet ([`~diffusers.UNet2DModel`]): Predicts x_0 from x_t. A [`LocalUNet2DModel`] can be tiled exactly.
@@ -296,13 +296,13 @@ class RealDenoisePipeline(DiffusionPipeline):
         sizes = [tuple(tensor.shape[-2:]) for tensor in images]
         tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
+        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         plan: dict[str, Any] = {"multiple": self.spatial_multiple}
         if self._in_bands:
             plan["num_pixels"] = tile_size**2 // dtype.itemsize
             if device.type == "cuda":  # which small bands would not keep busy
                 pixel_bytes = 64 * self.unet.config.block_out_channels[0] * dtype.itemsize // factor**2  # generously
-                free_pixels = torch.cuda.mem_get_info(device)[0] // pixel_bytes
-                plan["num_pixels"] = max(plan["num_pixels"], min(2**23, free_pixels))
+                plan["num_pixels"] = max(plan["num_pixels"], min(2**23, free_bytes * 3 // 4 // pixel_bytes))
             num_tiles = sum(-(-height // plan_bands(width, **plan)) for height, width in sizes)
         else:
             plan |= {"tile_size": tile_size, "overlap": self.config.tile_overlap if self.config.tile_size else 0}
@@ -319,29 +319,31 @@ class RealDenoisePipeline(DiffusionPipeline):
                 return F.pixel_unshuffle(tiles.to(device, dtype), factor).to(memory_format=torch.channels_last)
 
             def unfold(model_output):
-                return F.pixel_shuffle(model_output.float(), factor).cpu()
+                return F.pixel_shuffle(model_output.float(), factor)
 
             for (height, width), group in groupby(images, key=lambda tensor: tuple(tensor.shape[-2:])):
                 batch = list(group)
-                latents = prepare_latents(batch, channels, self.spatial_multiple)
+                num_bytes = 2 * 4 * channels * len(batch) * height * width  # of x_t and x_T in float32
+                home = device if 8 * num_bytes <= free_bytes else torch.device("cpu")
+                latents = prepare_latents(batch, channels, self.spatial_multiple, home)
                 # x_T; in the first step it is still x_t, and a single step needs no copy of it
                 noisy = latents.clone() if num_timesteps > 1 else latents
 
                 for i, t in enumerate(scheduler.timesteps):
 
-                    def predict(bands, t=t):
+                    def predict(bands, t=t, home=home):
                         for model_output in self.unet.forward_bands(map(fold, bands), t.to(device)):
                             if walk.interrupt:
                                 return
-                            yield unfold(model_output)
+                            yield unfold(model_output).to(home)
 
                     def step(model_output, place, t=t, latents=latents, noisy=noisy):
                         return scheduler.step(model_output, t, latents[place], noisy[place]).prev_sample
 
-                    def predict_and_step(tiles, places, t=t, noisy=noisy):
+                    def predict_and_step(tiles, places, t=t, noisy=noisy, home=home):
                         if walk.interrupt:
                             return tiles
-                        model_output = unfold(self.unet(fold(tiles), t.to(device)).sample)
+                        model_output = unfold(self.unet(fold(tiles), t.to(device)).sample).to(home)
                         noisy_tiles = torch.cat([noisy[place] for place in places])
                         return scheduler.step(model_output, t, tiles, noisy_tiles).prev_sample
 
@@ -360,7 +362,7 @@ class RealDenoisePipeline(DiffusionPipeline):
                     raise ValueError("The network returned NaN or infinite pixels; try it in float32.")
                 latents = latents[:, :, :height, :width]
                 if output_type == "latent":
-                    outputs += latents
+                    outputs += latents.cpu()
                 elif num_timesteps == 0:  # strength 0 is the image itself, to the bit
                     outputs += [tensor.float() / white(tensor) for tensor in batch]
                 else:

@@ -145,8 +145,8 @@ def apply_tiled_(
     batch, _, height, width = image.shape
     tile_height, tops = plan_tiles(height, tile_size, overlap, multiple)
     tile_width, lefts = plan_tiles(width, tile_size, overlap, multiple)
-    row_weights = tile_weights(height, tile_height, tops, overlap, smooth)
-    column_weights = tile_weights(width, tile_width, lefts, overlap, smooth)
+    row_weights = tile_weights(height, tile_height, tops, overlap, smooth).to(image.device)
+    column_weights = tile_weights(width, tile_width, lefts, overlap, smooth).to(image.device)
     batch_size = max(1, max_batch_pixels // (tile_height * tile_width))
 
     carried = image[:, :, :0]  # what the rows of tiles above gave to the pixels of this row
