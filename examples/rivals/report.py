@@ -15,8 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # to import as the other examples do
 
-from evaluation.peers import rival_options
-from matplotlib.figure import Figure
+try:
+    from evaluation.peers import rival_options
+    from matplotlib.figure import Figure
+except ImportError as error:
+    sys.exit(f"report.py: {error}; install the extra: pip install 'gdd-diffusers[eval]'")
 from options import HelpFormatter
 from PIL import Image
 
