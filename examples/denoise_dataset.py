@@ -64,7 +64,7 @@ def parse_args():
         help="Per worker, which computes on the CPU with 0; with 0.5, two share one.",
     )
     add("--num_cpus", type=int, default=1, help="Per worker, which computes with as many threads.")
-    add("--batch_size", type=int, default=8, help="Images that a worker takes at a time; more if they are small.")
+    add("--batch_size", type=int, default=8, help="Images that a worker takes at a time; give more if they are small.")
     add("--max_tries", type=int, default=3, help="Workers that may die with an image in hand before it is left out.")
     args = parser.parse_args()
     if min(args.num_cpus, args.batch_size, args.max_tries) < 1 or args.num_gpus < 0 or not 0 <= args.strength <= 1:
@@ -164,7 +164,8 @@ class Denoiser:
             except Exception as error:  # of any kind: the other images can still be denoised
                 rows[job.name]["error"] = first_line(error)
         if batch.jobs:
-            batch.jobs = dict(sorted(batch.jobs.items(), key=lambda job: size_of(job[0])))  # for calls with several
+            # images of equal size become neighbours, which are denoised together
+            batch.jobs = dict(sorted(batch.jobs.items(), key=lambda job: size_of(job[0])))
             options = {"num_inference_steps": self.args.steps, "strength": self.args.strength}
             run(batch, self.pipe, quiet=True, files=FileOptions(), **options)
         if batch.interrupted:

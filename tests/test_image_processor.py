@@ -80,16 +80,20 @@ def test_transparency_that_names_no_colour_of_the_image_is_ignored(mode, transpa
 @pytest.mark.parametrize("has_room", [True, False])
 @pytest.mark.parametrize("strength", [0, 1])
 @pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.uint16])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_images_on_a_gpu(monkeypatch, channels, strength, has_room):
-    pipe = make_pipeline().to("cuda")
+def test_images_on_a_gpu(monkeypatch, dtype, channels, strength, has_room):
     image = torch.rand(channels, 24, 40)
-    if not has_room:  # so the image stays in main memory
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**30))
+    if not dtype.is_floating_point:
+        image = (image * torch.iinfo(dtype).max).to(dtype)
+    pipe = make_pipeline()
     expected = pipe(image, strength=strength, output_type="pt").images
+    pipe.to("cuda")
+    if not has_room:  # so the image stays in main memory
+        monkeypatch.setattr("gdd_diffusers.pipeline_real_denoise.free_gpu_memory", lambda device: 0)
     for output_type in ("np", "pil", "latent", "pt"):
         result = pipe(image.to("cuda"), strength=strength, output_type=output_type).images
-    assert_close(result, expected, atol=1e-3, rtol=0)
+    assert_close(result, expected, atol=1e-2, rtol=0)  # a GPU may round the factors of convolutions to 10 bits
 
 
 def test_tensors_come_to_the_cpu():

@@ -272,7 +272,8 @@ class RealDenoisePipeline(DiffusionPipeline):
                 `pipe._interrupt = True` stops the walk, at the latest after the next batch of tiles. The next step
                 overwrites the latents, so clone what is to be kept.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
-                Only `["latents"]`, the default: x_t in [-1, 1] with sides padded to what the network can take.
+                Only `["latents"]`, the default: x_t in [-1, 1] with sides padded to what the network can take, in main
+                memory or on the CUDA device.
 
         Raises:
             `ValueError`: If an argument is out of range, `image` is not an image, or the network returns NaN.
@@ -296,7 +297,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         sizes = [tuple(tensor.shape[-2:]) for tensor in images]
         tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
-        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        free_bytes = free_gpu_memory(device)
         plan: dict[str, Any] = {"multiple": self.spatial_multiple}
         if self._in_bands:
             plan["num_pixels"] = tile_size**2 // dtype.itemsize
@@ -384,3 +385,11 @@ def check_components(unet: Any, scheduler: Any):
     if InterpolationScheduler.__name__ not in [cls.__name__ for cls in type(scheduler).__mro__]:
         name = type(scheduler).__name__
         raise ValueError(f"RealDenoisePipeline needs an InterpolationScheduler; `scheduler` is {name}.")
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Return the bytes that a CUDA device has free, with what torch keeps of freed tensors; 0 for other devices."""
+    if device.type != "cuda":
+        return 0
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

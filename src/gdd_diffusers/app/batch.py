@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,9 @@ from .denoising import denoise_pixels, first_line, show_progress
 from .planning import Batch, is_replaced
 
 
-# of the small images that are denoised at once: larger ones gain nothing, and each holds a lock, an open file
-MAX_GROUP_PIXELS, MAX_GROUP_IMAGES = 2**19, 64
+# Small images are denoised in groups of up to so many pixels and images. Larger ones would gain nothing, and each
+# image of a group holds a lock, which is an open file.
+MAX_GROUP_PIXELS, MAX_GROUP_IMAGES = 2**19, 32
 
 
 class TakenByAnotherRun(Exception):
@@ -65,94 +66,108 @@ def run(batch: Batch, pipe, quiet: bool, files: FileOptions, **kwargs) -> None:
         leave=False,
     )
     batch.device = f"{pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
+    position = {path: number for number, path in enumerate(batch.jobs)}
     start, number = time.monotonic(), 0
-    group: dict[Path, ImageFile | Exception] = {}
+    group: dict[Path, ImageFile] = {}
     unwritten: deque[tuple[dict[Path, Future], ExitStack]] = deque()
     # the memory of one image serves the next, too
     with bar, keep_freed_memory(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         show_progress(pipe, lambda done, total: bar.update(number + len(group) * done / total - bar.n))
         try:
-            groups = read_in_groups(batch.jobs, files)
+            groups = read_in_groups(batch, files)
             following = reader.submit(next, groups, {})
             while group := following.result():
                 following = reader.submit(next, groups, {})
-                bar.set_description(next(iter(group)).name)
+                first = next(iter(group))
+                number = position[first]
+                bar.set_description(first.name)
                 with ExitStack() as claims:
-                    for path in group:
+                    for path in list(group):
                         try:
                             claims.enter_context(claim(batch.jobs[path], files))
                         except Exception as error:
-                            group[path] = error
-                    results = {
-                        path: writer.submit(write, group[path], batch.jobs[path], denoised, files)
-                        for path, denoised in denoise(pipe, group, **kwargs).items()
-                    }
+                            fail(batch, path, error)
+                            del group[path]
+                    denoised = denoise(pipe, batch, group, **kwargs)
+                    results: dict[Path, Future] = {}
                     unwritten.append((results, claims.pop_all()))
+                for path, pixels in denoised.items():
+                    results[path] = writer.submit(write, path, group[path], batch.jobs[path], pixels, files)
                 if len(unwritten) > 1:  # so as not to gather them in memory
-                    record(batch, *unwritten.popleft())
-                number += len(group)
-                bar.update(number - bar.n)
+                    record_first(batch, unwritten)
         except KeyboardInterrupt:
             batch.interrupted = True
-        for images in unwritten:
-            record(batch, *images)
+        while unwritten:  # what is denoised is written
+            try:
+                record_first(batch, unwritten)
+            except KeyboardInterrupt:
+                batch.interrupted = True
+    batch.failed = dict(sorted(batch.failed.items(), key=lambda item: position.get(item[0], -1)))
     batch.seconds = time.monotonic() - start
 
 
-def record(batch: Batch, results: dict[Path, Future], claims: ExitStack):
-    """Wait until images are written, and record what happened to them."""
+def fail(batch: Batch, path: Path, error: Exception):
+    """Record why there is no result of an image."""
+    if isinstance(error, TakenByAnotherRun):
+        batch.taken.append(path)
+    else:
+        batch.failed[path] = first_line(error)
+
+
+def record_first(batch: Batch, unwritten: deque[tuple[dict[Path, Future], ExitStack]]):
+    """Wait until the first group of images is written, and record what happened to them."""
+    wait(unwritten[0][0].values())  # Ctrl-C leaves the group where it is
+    results, claims = unwritten.popleft()
     with claims:
         for path, result in results.items():
             try:
                 image = result.result()
-            except TakenByAnotherRun:
-                batch.num_taken += 1
             except Exception as error:
-                batch.failed[path] = first_line(error)
+                fail(batch, path, error)
             else:
-                copy_sidecars(path, batch.jobs[path], image)
                 batch.done.append(path)
                 batch.megapixels[path] = image.pixels.shape[0] * image.pixels.shape[1] / 1e6
                 for remark in image.notes:
                     batch.remarks.setdefault(remark, []).append(path)
 
 
-def read_in_groups(jobs: dict[Path, Path], files: FileOptions) -> Iterator[dict[Path, ImageFile | Exception]]:
-    """Read images, and yield those together that are small, of equal size and neighbours; or why one is not read."""
-    group: dict[Path, ImageFile | Exception] = {}
+def read_in_groups(batch: Batch, files: FileOptions) -> Iterator[dict[Path, ImageFile]]:
+    """Read the images of a batch. Yield neighbours that are small and of equal size together, all others alone."""
+    group: dict[Path, ImageFile] = {}
     size_of_group = None
-    for path, target in jobs.items():
-        image: ImageFile | Exception
+    for path, target in batch.jobs.items():
         try:
             image = read(path, target, files)
-            size, num_pixels = image.pixels.shape[:2], image.pixels[..., 0].size
         except Exception as error:  # of any kind: the other images can still be denoised
-            image, size, num_pixels = error, None, MAX_GROUP_PIXELS
-        if group and size != size_of_group:
+            fail(batch, path, error)
+            continue
+        height, width = image.pixels.shape[:2]
+        if group and (height, width) != size_of_group:
             yield group
             group = {}
-        group[path], size_of_group = image, size
-        if len(group) == MAX_GROUP_IMAGES or (len(group) + 1) * num_pixels > MAX_GROUP_PIXELS:
+        group[path], size_of_group = image, (height, width)
+        # a large image goes on at once, before the next one is read
+        if len(group) == MAX_GROUP_IMAGES or (len(group) + 1) * height * width > MAX_GROUP_PIXELS:
             yield group
             group = {}
     if group:
         yield group
 
 
-def denoise(pipe, group: dict[Path, ImageFile | Exception], **kwargs) -> dict[Path, np.ndarray | Exception]:
-    """Denoise images of equal size at once or, if that fails, one after another. Exceptions stay as they are."""
-    images = {path: image for path, image in group.items() if isinstance(image, ImageFile)}
-    results: dict[Path, np.ndarray | Exception] = {p: e for p, e in group.items() if isinstance(e, Exception)}
+def denoise(pipe, batch: Batch, group: dict[Path, ImageFile], **kwargs) -> dict[Path, np.ndarray]:
+    """Denoise images of equal size at once or, if that fails, one after another."""
+    if not group:
+        return {}
     try:
-        if images:
-            pixels = denoise_pixels(pipe, [image.pixels for image in images.values()], **kwargs)
-            results |= zip(images, pixels, strict=True)
+        pixels = denoise_pixels(pipe, [image.pixels for image in group.values()], **kwargs)
+        return dict(zip(group, pixels, strict=True))
     except Exception as error:  # of any kind: the other images can still be denoised
-        if len(images) == 1:
-            results |= dict.fromkeys(images, error)
-        else:
-            for path, image in images.items():
-                results |= denoise(pipe, {path: image}, **kwargs)
+        if len(group) == 1:
+            fail(batch, next(iter(group)), error)
+            return {}
+    results = {}  # only now: the exception kept the memory of the call that failed
+    for path, image in group.items():
+        results |= denoise(pipe, batch, {path: image}, **kwargs)
     return results
 
 
@@ -174,14 +189,8 @@ def read(path: Path, target: Path, options: FileOptions) -> ImageFile:
     return image
 
 
-def write(
-    image: ImageFile | Exception, target: Path, denoised: np.ndarray | Exception, options: FileOptions
-) -> ImageFile:
-    """Write the denoised pixels of an image, and the sheet that compares them; or raise why there are none."""
-    if isinstance(image, Exception):
-        raise image
-    if isinstance(denoised, Exception):
-        raise denoised
+def write(path: Path, image: ImageFile, target: Path, denoised: np.ndarray, options: FileOptions) -> ImageFile:
+    """Write the denoised pixels of an image, the sheet that compares them, and the image's XMP sidecars."""
     if target in options.originals:
         keep(target, options.originals[target])
     replace = options.overwrite or target in options.originals
@@ -193,6 +202,7 @@ def write(
         before, after = (Image.fromarray(for_display(pixels)) for pixels in (image.pixels, denoised))
         pixels = np.asarray(compare({"before": before, "after": after}))
         write_image(sheet, pixels, format=None if sheet.suffix else "png", overwrite=options.overwrite)
+    copy_sidecars(path, target, image)
     return image
 
 

@@ -34,7 +34,7 @@ class Batch:
     notes: list[str] = field(default_factory=list)  # on what was left out of the run
     remarks: dict[str, list[Path]] = field(default_factory=dict)  # on what was left out of images or changed in them
     num_skipped: int = 0
-    num_taken: int = 0  # by another run
+    taken: list[Path] = field(default_factory=list)  # by another run
     done: list[Path] = field(default_factory=list)
     megapixels: dict[Path, float] = field(default_factory=dict)  # of those that are done
     seconds: float = 0.0
@@ -55,8 +55,8 @@ class Batch:
         if self.num_skipped:
             why = "originals are kept already" if self.originals else "results exist (--overwrite replaces them)"
             parts.append(f"{self.num_skipped} skipped, since their {why}")
-        if self.num_taken:
-            parts.append(f"{self.num_taken} left to another run, which is at work on the same files")
+        if self.taken:
+            parts.append(f"{len(self.taken)} left to another run, which is at work on the same files")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         if self.done:
