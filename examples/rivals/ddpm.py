@@ -47,7 +47,7 @@ class DDPM(Denoiser):
 
     @torch.no_grad()
     def denoise(
-        self, noisy: torch.Tensor, steps: int = 10, sampler: str = "ddim", samples: int = 1, seed: int = 0
+        self, noisy: torch.Tensor, steps: int = 10, sampler: str = "ddpm", samples: int = 1, seed: int = 0
     ) -> torch.Tensor:
         """Denoise as `Denoiser.denoise` does, by the mean of several samples."""
         height, width = noisy.shape[-2:]
@@ -71,8 +71,10 @@ class DDPM(Denoiser):
             scheduler.set_timesteps(min(num_timesteps, round(steps * num_timesteps / (start + 1))))
             timesteps = scheduler.timesteps[scheduler.timesteps <= start]
             x_t = scheduler.alphas_cumprod[timesteps[0]].sqrt() * noisy
+        # where x_0 is clipped, the noise that was predicted does not fit it any more and would lead away, even to NaN
+        options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
         for t in timesteps:
-            x_t = scheduler.step(self(x_t, t, noisy), t, x_t, generator=generator).prev_sample
+            x_t = scheduler.step(self(x_t, t, noisy), t, x_t, generator=generator, **options).prev_sample
         return x_t
 
     def matching_timestep(self, noisy: torch.Tensor) -> int:

@@ -32,7 +32,7 @@ SETS_OF_STEPS = "PolyU", "white noise of 25/255", "phone at ISO 700"
 # what is measured of a rival beside its defaults
 OPTIONS = {
     "gdd": ["steps=3", "steps=10", "rule=origin", "steps=3,rule=origin", "steps=10,rule=origin"],
-    "ddpm": ["steps=5", "steps=50", "steps=5,sampler=ddpm", "sampler=ddpm", "steps=50,sampler=ddpm", "samples=8"],
+    "ddpm": ["steps=5", "steps=50", "steps=5,sampler=ddim", "sampler=ddim", "steps=50,sampler=ddim", "samples=8"],
     "fc-aide": ["adaptation_steps=20"],
 }
 
