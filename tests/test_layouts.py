@@ -11,7 +11,7 @@ from conftest import save_image
 from PIL import Image
 
 from gdd_diffusers.data.batches import PairedImages, check_sizes
-from gdd_diffusers.data.decoding import UNREADABLE, decode
+from gdd_diffusers.data.decoding import UNREADABLE, decode, image_size
 from gdd_diffusers.data.layouts import (
     LAYOUTS,
     find_images,
@@ -376,3 +376,19 @@ def test_metadata_that_pillow_cannot_turn_makes_an_image_unreadable():
     data = file.getvalue().replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02")  # the height, as text
     with pytest.raises(UNREADABLE):
         decode({"bytes": data, "path": None})
+
+
+@pytest.mark.parametrize("orientation, size", [(b"\0\3\0\0\0\1\0\6\0\0", (4, 6)), (b"\0\2\0\0\0\4up!\0", (6, 4))])
+def test_size_of_an_image_that_is_turned_by_a_number_or_by_text(tmp_path, orientation, size):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12" + orientation + b"\0\0\0\0"  # TIFF with one tag
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert image_size({"path": str(tmp_path / "turned.jpg"), "bytes": None}) == size
+
+
+def test_a_damaged_avif_is_unreadable(tmp_path):
+    file = tmp_path / "damaged.avif"
+    Image.new("RGB", (6, 4)).save(file)
+    cell = {"path": None, "bytes": file.read_bytes().replace(b"iloc", b"free")}
+    assert image_size(cell) is None
+    with pytest.raises(UNREADABLE):
+        decode(cell)

@@ -8,16 +8,16 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 
-# Raised by Pillow for a file with a broken header, metadata or pixels
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# Raised by Pillow for a file with a broken header, metadata or pixels; RuntimeError for an AVIF
+UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def image_size(cell: dict | None) -> tuple[int, int] | None:
     """Return width and height of a cell as displayed, from its header alone; `None` if it cannot be read."""
     try:
         with open_cell(cell) as image:
-            turned = image.getexif().get(0x0112, 1) > 4
-            return image.size[::-1] if turned else image.size
+            is_turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # in a damaged file it may be text
+            return image.size[::-1] if is_turned else image.size
     except UNREADABLE:
         return None
 
