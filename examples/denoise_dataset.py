@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from options import HelpFormatter
-from PIL import Image
 from tqdm import tqdm
 
 
@@ -38,6 +37,7 @@ from gdd_diffusers.app.batch import FileOptions, run
 from gdd_diffusers.app.denoising import configure, first_line, load_model
 from gdd_diffusers.app.planning import Batch
 from gdd_diffusers.app.storage import FileJob, RowGroup, Storage, missing_images, missing_row_groups
+from gdd_diffusers.data.decoding import image_size
 from gdd_diffusers.files import output_suffix, printable
 
 
@@ -165,7 +165,8 @@ class Denoiser:
                 rows[job.name]["error"] = first_line(error)
         if batch.jobs:
             # images of equal size become neighbours, which are denoised together
-            batch.jobs = dict(sorted(batch.jobs.items(), key=lambda job: size_of(job[0])))
+            sizes = {path: image_size({"path": path, "bytes": None}) or (0, 0) for path in batch.jobs}
+            batch.jobs = {path: batch.jobs[path] for path in sorted(sizes, key=sizes.__getitem__)}
             options = {"num_inference_steps": self.args.steps, "strength": self.args.strength}
             run(batch, self.pipe, quiet=True, files=FileOptions(), **options)
         if batch.interrupted:
@@ -186,15 +187,6 @@ class Denoiser:
         for path, megapixels in batch.megapixels.items():
             rows[job_of[path].name]["seconds"] = seconds * megapixels / sum(batch.megapixels.values())
         return list(rows.values())
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Return width and height as an image's header says, or zeros if Pillow cannot read it."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception:  # of many classes; an image that cannot be read at all is reported when its turn comes
-        return 0, 0
 
 
 class Report:
