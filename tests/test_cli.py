@@ -703,3 +703,23 @@ def test_interrupt_names_failures_and_what_the_same_command_would_do(run, tmp_pa
     assert code == 130 and "in/0.png is no " in said and "1 of 4 images are done" in said
     assert ("goes on with the rest" in said) != ("--overwrite" in options)
     assert ("leave out all up to in/1.png" in said) == ("--overwrite" in options)
+
+
+@pytest.mark.parametrize("interrupted_wait, num_done", [(1, 2), (2, 3), (3, 3)])
+def test_interrupt_while_images_are_written_loses_none_of_them(run, tmp_path, monkeypatch, interrupted_wait, num_done):
+    for i in range(3):
+        save_picture(tmp_path / "in" / f"{i}.png", size=(40 + i, 40), seed=i)
+        (tmp_path / "in" / f"{i}.xmp").touch()
+    wait, calls = batch.wait, []
+
+    def wait_or_be_interrupted(futures):
+        calls.append(futures)
+        if len(calls) == interrupted_wait:
+            raise KeyboardInterrupt
+        return wait(futures)
+
+    monkeypatch.setattr(batch, "wait", wait_or_be_interrupted)
+    code, said = run("denoise", "in", "-o", "out")
+    assert code == 130 and f"{num_done} of 3 images are done" in said
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"{i}.{suffix}" for i in range(num_done) for suffix in ("png", "xmp")]
