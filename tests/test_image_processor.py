@@ -88,11 +88,12 @@ def test_images_on_a_gpu(monkeypatch, dtype, channels, strength, has_room):
         image = (image * torch.iinfo(dtype).max).to(dtype)
     pipe = make_pipeline()
     expected = pipe(image, strength=strength, output_type="pt").images
-    pipe.to("cuda")
+    on_gpu = pipe.to("cuda")(image, strength=strength, output_type="pt").images
     if not has_room:  # so the image stays in main memory
         monkeypatch.setattr("gdd_diffusers.pipeline_real_denoise.free_gpu_memory", lambda device: 0)
     for output_type in ("np", "pil", "latent", "pt"):
         result = pipe(image.to("cuda"), strength=strength, output_type=output_type).images
+    assert_close(result, on_gpu, atol=1e-3, rtol=0)
     assert_close(result, expected, atol=1e-2, rtol=0)  # a GPU may round the factors of convolutions to 10 bits
 
 
