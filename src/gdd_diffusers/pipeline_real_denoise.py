@@ -300,10 +300,9 @@ class RealDenoisePipeline(DiffusionPipeline):
         free_bytes = free_gpu_memory(device)
         plan: dict[str, Any] = {"multiple": self.spatial_multiple}
         if self._in_bands:
-            plan["num_pixels"] = tile_size**2 // dtype.itemsize
-            if device.type == "cuda":  # which small bands would not keep busy
-                pixel_bytes = 64 * self.unet.config.block_out_channels[0] * dtype.itemsize // factor**2  # generously
-                plan["num_pixels"] = max(plan["num_pixels"], min(2**23, free_bytes * 3 // 4 // pixel_bytes))
+            pixel_bytes = 64 * self.unet.config.block_out_channels[0] * dtype.itemsize // factor**2  # generously
+            # small bands would not keep a GPU busy
+            plan["num_pixels"] = max(tile_size**2 // dtype.itemsize, min(2**23, free_bytes * 3 // 4 // pixel_bytes))
             num_tiles = sum(-(-height // plan_bands(width, **plan)) for height, width in sizes)
         else:
             plan |= {"tile_size": tile_size, "overlap": self.config.tile_overlap if self.config.tile_size else 0}

@@ -244,8 +244,7 @@ class Jobs:
 
         show_progress(pipe, show)
         progress(0, desc="Denoising")
-        options = {"num_inference_steps": settings.steps, "strength": settings.strength}
-        [denoised] = denoise_pixels(pipe, [noisy], **options)
+        [denoised] = denoise_pixels(pipe, [noisy], num_inference_steps=settings.steps, strength=settings.strength)
         seconds = time.monotonic() - start
         progress(1, desc="Writing the result")
         write_image(result, denoised, like=like)
