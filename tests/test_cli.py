@@ -429,7 +429,7 @@ def test_an_image_that_fails_does_not_take_its_neighbours_along(run, tmp_path, m
 def test_two_runs_at_once_denoise_each_file_once(model, tmp_path):
     for i in range(12):
         save_picture(tmp_path / "in" / f"{i}.png", size=(100 + i, 100), seed=i)
-    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", "in", "-o", "out", "--model", str(model)]
+    command = [sys.executable, "-m", "gdd_diffusers", "denoise", "in", "-o", "out", "--model", str(model)]
     processes = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -668,7 +668,7 @@ def test_heavy_libraries_wait_until_they_are_needed(module, waiting):
 def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_path):
     for i in range(200):
         save_picture(tmp_path / "in" / f"{i:03}.png", size=(200, 200))
-    command = [sys.executable, "-m", "gdd_diffusers.app.cli", "denoise", "in", "-o", "out", "--model", str(model)]
+    command = [sys.executable, "-m", "gdd_diffusers", "denoise", "in", "-o", "out", "--model", str(model)]
 
     def heed_ctrl_c():  # which what a shell runs in the background ignores, with its children
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -682,6 +682,13 @@ def test_interrupt_says_how_many_are_done_and_leaves_no_half_file(model, tmp_pat
     written = sorted((tmp_path / "out").iterdir())
     assert process.returncode == 130 and f"{len(written)} of 200 images are done" in said and "Traceback" not in said
     assert all(Image.open(path).size == (200, 200) for path in written) and len(written) < 200
+
+
+def test_interrupt_during_imports_leaves_no_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    command = [sys.executable, "-m", "gdd_diffusers", "--version"]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
 
 
 @pytest.mark.parametrize("options", [["-o", "out"], ["-o", "in", "--overwrite"]])

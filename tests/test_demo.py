@@ -125,7 +125,7 @@ class Server:
 
 
 def command(*options):
-    return [sys.executable, "-m", "gdd_diffusers.app.cli", "demo", "--no-browser", *map(str, options)]
+    return [sys.executable, "-m", "gdd_diffusers", "demo", "--no-browser", *map(str, options)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The `gdd` command. Heavy imports wait until a command needs them, so that `gdd --help` answers at once."""
 
 import os
-import sys
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -330,14 +329,3 @@ def callback(
     ] = False,
 ):
     pass
-
-
-def main():
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
