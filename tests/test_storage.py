@@ -81,6 +81,12 @@ def test_a_file_is_no_place(tmp_path):
         missing_images(Storage(str(tmp_path / "in")), Storage(str(tmp_path / "a.jpg")))
 
 
+def test_a_folder_that_appears_while_it_is_listed_is_no_file(monkeypatch):
+    place = Storage("memory://photos/clean")
+    monkeypatch.setattr(place.fs, "find", lambda root, detail: {root: {"name": root, "type": "directory"}})
+    assert place.names == []
+
+
 def test_a_place_that_cannot_be_listed_is_named(monkeypatch, tmp_path):
     s3fs = pytest.importorskip("s3fs")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -65,9 +65,11 @@ class Storage:
             `ValueError`: If it is a file.
         """
         try:
-            paths = self.fs.find(self.root)
+            found = self.fs.find(self.root, detail=True)
         except Exception as error:  # of many classes: each kind of storage has its own
             raise OSError(f"{printable(self.url)} cannot be listed: {first_line(error)}") from error
+        # s3fs tells of the folder itself, as if it were its only file, if the first object is stored meanwhile
+        paths = [path for path, about in found.items() if about.get("type") != "directory"]
         if paths == [self.root]:
             raise ValueError(f"{printable(self.url)} is a file; give the folder that it is in.")
         names = (path.removeprefix(f"{self.root}/") for path in paths)
