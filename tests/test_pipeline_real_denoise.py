@@ -633,13 +633,27 @@ def test_save_and_load(request, kind, safe_serialization, tmp_path):
     assert_close(*(p(picture, output_type="pt").images for p in (pipe, loaded)), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(5, 9), (1, 1), (3, 80), (70, 40), (64, 64)])
+def test_small_images_are_continued_by_mirror_images(pipe, size):
+    picture = torch.rand(2, 3, *size)
+    expected = pipe(mirror(picture, [max(side, 64) for side in size]), output_type="pt").images
+    with_min_size = RealDenoisePipeline(**pipe.components, pixel_unshuffle=2, min_size=64)
+    result = with_min_size(picture, output_type="pt").images
+    assert_close(result, expected[..., : size[0], : size[1]], atol=1e-6, rtol=0)
+
+
+def mirror(picture, size):
+    widths = [(0, 0), (0, 0), *((0, padded - side) for padded, side in zip(size, picture.shape[-2:], strict=True))]
+    return torch.from_numpy(np.pad(picture.numpy(), widths, "symmetric"))
+
+
 def test_configuration_is_saved(tmp_path):
-    pipe = make_pipeline(default_num_inference_steps=5, tile_size=128, tile_overlap=32)
+    pipe = make_pipeline(default_num_inference_steps=5, tile_size=128, tile_overlap=32, min_size=48)
     pipe.enable_tiling(96, 24)
     pipe.save_pretrained(tmp_path)
     loaded = RealDenoisePipeline.from_pretrained(tmp_path)
-    names = ("default_num_inference_steps", "pixel_unshuffle", "tile_size", "tile_overlap")
-    assert [loaded.config[name] for name in names] == [5, 2, 96, 24]
+    names = ("default_num_inference_steps", "pixel_unshuffle", "tile_size", "tile_overlap", "min_size")
+    assert [loaded.config[name] for name in names] == [5, 2, 96, 24, 48]
     pipe.disable_tiling()
     pipe.save_pretrained(tmp_path)
     assert RealDenoisePipeline.from_pretrained(tmp_path).config.tile_size is None
@@ -801,6 +815,7 @@ def write(file, content):
             "is for LocalUNet2DModel, not for UNet2D",
         ),
         (change_json("model_index.json", pixel_unshuffle="2"), "`pixel_unshuffle` must be a whole number"),
+        (change_json("model_index.json", min_size=0), "`min_size` must be a whole number above 0"),
         (change_json("model_index.json", tile_size=[]), r"`tile_size` is \[\]"),
         (write("unet/config.json", b"[]"), "unet/config.json is damaged"),
         (write("unet/config.json", b"\xff"), "unet/config.json is damaged"),

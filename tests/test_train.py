@@ -259,6 +259,7 @@ def test_every_option_together(data, tmp_path):
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
     pipe = RealDenoisePipeline.from_pretrained(output_dir)
     assert type(pipe.unet) is UNet2DModel
+    assert pipe.config.min_size == 16
     assert pipe.unet.dtype == torch.float32
 
 

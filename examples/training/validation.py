@@ -35,8 +35,8 @@ def validate(pipeline: RealDenoisePipeline, sets: dict, inference_steps: list[in
     pipelines = {}
     for rule in ("improved", "origin"):
         scheduler = InterpolationScheduler.from_config(pipeline.scheduler.config, step_rule=rule)
-        pixel_unshuffle = pipeline.config.pixel_unshuffle
-        pipelines[rule] = RealDenoisePipeline(pipeline.unet, scheduler, pixel_unshuffle=pixel_unshuffle)
+        config = {key: pipeline.config[key] for key in ("pixel_unshuffle", "min_size")}
+        pipelines[rule] = RealDenoisePipeline(pipeline.unet, scheduler, **config)
         pipelines[rule].set_progress_bar_config(disable=True)
 
     scores, grid = {}, []

@@ -99,17 +99,16 @@ def pil_to_numpy(image: Image.Image) -> np.ndarray:
 
 
 def prepare_latents(
-    images: list[torch.Tensor], channels: int, multiple: int, device: torch.device | str = "cpu"
+    images: list[torch.Tensor], channels: int, size: tuple[int, int], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """
-    Make x_T of images of one size: `[B, channels, H, W]` in [-1, 1], with sides padded to multiples of `multiple`.
+    Make x_T of images of equal size: `[B, channels, *size]` in [-1, 1]. Mirror images continue them below and right.
 
     Raises:
         `ValueError`: If an image has colours and the network has not.
     """
     height, width = images[0].shape[-2:]
-    padded = [-(-side // multiple) * multiple for side in (height, width)]
-    shape = len(images), channels, *padded
+    shape = len(images), channels, *size
     latents = torch.empty(shape, device=device, memory_format=torch.channels_last)  # as the network wants it
     for latent, image in zip(latents, images, strict=True):
         colours = image[: num_colours(image)]
@@ -118,9 +117,15 @@ def prepare_latents(
         # grey is broadcast to the network's channels; 8 bits travel to a GPU as 8 bits
         latent[:, :height, :width] = colours.to(device)
         latent.mul_(2 / white(image)).sub_(1).clamp_(-1, 1)
-    latents[:, :, :height, width:] = latents[:, :, :height, width - 1 : width]
-    latents[:, :, height:] = latents[:, :, height - 1 : height]
+    latents[:, :, :height, width:] = latents[:, :, :height, mirrored(width, size[1], device)]
+    latents[:, :, height:] = latents[:, :, mirrored(height, size[0], device)]
     return latents
+
+
+def mirrored(size: int, padded_size: int, device: torch.device | str) -> torch.Tensor:
+    """Return the places along a side that continue it from `size` to `padded_size` pixels, back and forth."""
+    place = torch.arange(size, padded_size, device=device) % (2 * size)
+    return torch.minimum(place, 2 * size - 1 - place)
 
 
 def read_latents(callback_outputs: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The pipeline, which walks from a noisy photograph to the clean image."""
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from itertools import groupby
@@ -45,6 +46,9 @@ class RealDenoisePipeline(DiffusionPipeline):
         tile_size (`int`, *optional*, defaults to 512): Largest side of a tile in pixels; `None` for no tiles.
         tile_overlap (`int`, defaults to 48):
             Pixels that neighbouring tiles share, at most half of `tile_size`. Half of it is discarded at each border.
+        min_size (`int`, defaults to 1):
+            Shorter sides are continued by mirror images up to so many pixels, such as those of the crops that the
+            network was trained on: it need not know smaller images.
 
     Example:
         ```py
@@ -70,11 +74,13 @@ class RealDenoisePipeline(DiffusionPipeline):
         pixel_unshuffle: int = 1,
         tile_size: int | None = 512,
         tile_overlap: int = 48,
+        min_size: int = 1,
     ):
         super().__init__()
         check_components(unet, scheduler)
         numbers = {"default_num_inference_steps": default_num_inference_steps, "pixel_unshuffle": pixel_unshuffle}
-        numbers |= {"tile_overlap": tile_overlap} | ({} if tile_size is None else {"tile_size": tile_size})
+        numbers |= {"min_size": min_size, "tile_overlap": tile_overlap}
+        numbers |= {} if tile_size is None else {"tile_size": tile_size}
         for name, number in numbers.items():
             if not isinstance(number, int) or number < 1 and not name.startswith("tile"):
                 raise ValueError(f"`{name}` must be a whole number above 0, not {number!r}.")
@@ -84,6 +90,7 @@ class RealDenoisePipeline(DiffusionPipeline):
             pixel_unshuffle=pixel_unshuffle,
             tile_size=None,
             tile_overlap=tile_overlap,
+            min_size=min_size,
         )
         grey, colour = pixel_unshuffle**2, 3 * pixel_unshuffle**2
         if unet.config.in_channels not in (grey, colour) or unet.config.out_channels != unet.config.in_channels:
@@ -206,6 +213,12 @@ class RealDenoisePipeline(DiffusionPipeline):
         receptive_field = getattr(self.unet, "receptive_field", None)
         return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
+    def _padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of an image that mirror images continue to what the network can take and knows."""
+        multiple, min_size = self.spatial_multiple, self.config.min_size
+        height, width = (-(-max(side, min_size) // multiple) * multiple for side in (height, width))
+        return height, width
+
     @property
     def _in_bands(self) -> bool:
         # not if something wraps the forward of the network or of a layer, such as torch.compile or offloading
@@ -294,7 +307,7 @@ class RealDenoisePipeline(DiffusionPipeline):
 
         # 3. Convert images to tensors [C, H, W], and plan their tiles
         images = preprocess(image)
-        sizes = [tuple(tensor.shape[-2:]) for tensor in images]
+        sizes = [self._padded_size(*tensor.shape[-2:]) for tensor in images]
         tile_size = self.config.tile_size or 2 * (max(map(max, sizes)) + self.spatial_multiple)  # one for all
         device, dtype, factor = self._execution_device, self.unet.dtype, self.config.pixel_unshuffle
         free_bytes = free_gpu_memory(device)
@@ -323,9 +336,10 @@ class RealDenoisePipeline(DiffusionPipeline):
 
             for (height, width), group in groupby(images, key=lambda tensor: tuple(tensor.shape[-2:])):
                 batch = list(group)
-                num_bytes = 2 * 4 * channels * len(batch) * height * width  # of x_t and x_T in float32
+                size = self._padded_size(height, width)
+                num_bytes = 2 * 4 * channels * len(batch) * math.prod(size)  # of x_t and x_T in float32
                 home = device if 8 * num_bytes <= free_bytes else torch.device("cpu")
-                latents = prepare_latents(batch, channels, self.spatial_multiple, home)
+                latents = prepare_latents(batch, channels, size, home)
                 # x_T; in the first step it is still x_t, and a single step needs no copy of it
                 noisy = latents.clone() if num_timesteps > 1 else latents
 

@@ -273,10 +273,10 @@ def export(
     with exit_on_errors(RuntimeError, ValueError):
         pipe = load_model(model, "cpu", "float32")
         exported = export_pipeline(pipe, output, format, dtype)
-    multiple, overlap = exported.metadata["multiple"], exported.metadata["tile_overlap"]
+    multiple, overlap, min_size = (exported.metadata[key] for key in ("multiple", "tile_overlap", "min_size"))
     rows = {
         "file": exported.file,
-        "input": f"noisy, an image in [0, 1] whose height and width are multiples of {multiple}",
+        "input": f"noisy, an image in [0, 1] whose sides are multiples of {multiple}, best of {min_size} px or more",
         "output": "denoised, of the same shape",
         "tiles": f"those that overlap by {overlap} px give what the whole image gives"
         if pipe.receptive_field

@@ -62,9 +62,9 @@ def export_pipeline(
     Write one step of a pipeline to a folder, once its output there was compared with PyTorch's.
 
     The network in the file takes `noisy`, float32 of shape `[1, C, H, W]` in [0, 1], and returns `denoised`, the same.
-    The metadata in the file are `multiple`, of which H and W must be multiples, and `tile_overlap`, the pixels that
-    tiles of an image must share to give what the whole image gives. For a network that sees the whole image, which no
-    overlap does, it is that of the pipeline.
+    The metadata in the file are `multiple`, of which H and W must be multiples, the pipeline's `min_size`, and
+    `tile_overlap`, the pixels that tiles of an image must share to give what the whole image gives. For a network that
+    sees the whole image, which no overlap does, it is that of the pipeline.
 
     Args:
         pipe ([`RealDenoisePipeline`]): In float32 and on the CPU.
@@ -85,7 +85,7 @@ def export_pipeline(
             raise FileExistsError(f"{folder / name} exists already; delete it or choose another folder.")
 
     denoiser = OneStepDenoiser(pipe)
-    metadata = {"multiple": denoiser.multiple, "tile_overlap": pipe.config.tile_overlap}
+    metadata = {name: pipe.config[name] for name in ("min_size", "tile_overlap")} | {"multiple": denoiser.multiple}
     if pipe.receptive_field is not None:
         metadata["tile_overlap"] = 2 * -(-pipe.receptive_field // denoiser.multiple) * denoiser.multiple
     program = _to_onnx(denoiser if dtype == "float32" else copy.deepcopy(denoiser).half())
