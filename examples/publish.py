@@ -16,17 +16,15 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
-import torch
 from evaluation.card import model_results
 from PIL import Image
 
 from gdd_diffusers import RealDenoisePipeline
+from gdd_diffusers.app.denoising import denoise_pixels, simulate_pixels
 from gdd_diffusers.comparison import compare, stack
-from gdd_diffusers.data.camera_noise import CameraNoise
 from gdd_diffusers.files import for_display, read_image
 from gdd_diffusers.hub import model_card, publish
-from gdd_diffusers.image_processor import pixels_to_tensor, tensor_to_pixels
+from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.metrics import psnr
 
 
@@ -81,18 +79,19 @@ def write_card(args):
 def before_and_after(pipe: RealDenoisePipeline, spec: str) -> Image.Image:
     """Show a photograph noisy and denoised and, if its noise is simulated, clean, with an enlarged crop of each."""
     source, preset, iso = re.fullmatch(r"(.*?)(?:@(phone|camera):(\d+))?", spec).groups()
-    image = Image.fromarray(for_display(read_image(source).pixels)).convert("RGB")
-    noisy = pixels_to_tensor(np.asarray(image))[None]
+    name, noisy = "noisy", read_image(source).pixels
     if preset:
-        generator = torch.Generator().manual_seed(2)  # a well exposed draw
-        clean, noisy = CameraNoise(preset)(noisy, generator, float(iso))
-        denoised = pipe(noisy, output_type="pt").images
-        versions = {f"simulated {preset}, ISO {iso}": noisy, "denoised": denoised}
-        versions = {f"{name}: {psnr(x, clean).item():.1f} dB": x for name, x in versions.items()} | {"clean": clean}
-    else:
-        versions = {"noisy": noisy, "denoised": pipe(noisy, output_type="pt").images}
-    images = {name: Image.fromarray(tensor_to_pixels(x[0])) for name, x in versions.items()}
-    return compare(images, width=900, box=(image.width * 2 // 5, image.height * 2 // 5))  # the middle
+        clean, noisy = simulate_pixels(noisy, preset, float(iso), seed=2)  # a well exposed draw
+        name = f"simulated {preset}, ISO {iso}"
+    versions = {name: noisy, "denoised": denoise_pixels(pipe, [noisy])[0]}
+    if preset:
+        clean_tensor = pixels_to_tensor(clean[None])
+        decibels = [psnr(pixels_to_tensor(x[None]), clean_tensor).item() for x in versions.values()]
+        versions = {f"{name}: {db:.1f} dB": versions[name] for name, db in zip(versions, decibels, strict=True)}
+        versions["clean"] = clean
+    images = {name: Image.fromarray(for_display(x)) for name, x in versions.items()}
+    height, width = noisy.shape[:2]
+    return compare(images, width=900, box=(width * 2 // 5, height * 2 // 5))  # the middle
 
 
 def main(args):

@@ -597,6 +597,15 @@ def test_example_writes_the_card_of_a_trained_model(example, tmp_path):
     assert Image.open(tmp_path / "model" / "before_after.jpg").width == 3 * 64 + 2 * 8
 
 
+def test_card_of_a_grey_photograph_shows_grey_noise(example, tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (48, 64), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    (tmp_path / "card.toml").write_text('license = "cc0-1.0"')
+    example("--card", "card.toml", "--picture", "grey.png@phone:800", "--card_only")
+    pixels = np.asarray(Image.open(tmp_path / "model" / "before_after.jpg")).astype(int)
+    assert np.ptp(pixels, axis=-1).max() <= 2  # as much as JPEG's rounding
+
+
 @pytest.mark.parametrize(
     "toml, options, message",
     [
