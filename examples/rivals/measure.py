@@ -29,10 +29,12 @@ SETS = {
     "phone at ISO 700": "kodak24@phone:700",
 }
 SETS_OF_STEPS = "PolyU", "white noise of 25/255", "phone at ISO 700"
+DDPM_OPTIONS = ["steps=5", "steps=50", "steps=5,sampler=ddim", "sampler=ddim", "steps=50,sampler=ddim", "samples=8"]
 # what is measured of a rival beside its defaults
 OPTIONS = {
     "gdd": ["steps=3", "steps=10", "rule=origin", "steps=3,rule=origin", "steps=10,rule=origin"],
-    "ddpm": ["steps=5", "steps=50", "steps=5,sampler=ddim", "sampler=ddim", "steps=50,sampler=ddim", "samples=8"],
+    "ddpm": DDPM_OPTIONS,
+    "ddpm-unconditional": DDPM_OPTIONS,
     "fc-aide": ["adaptation_steps=20"],
 }
 
@@ -50,11 +52,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure(sets: dict[str, str], peers: list[str], num_images: int, output_dir: Path):
-    """Let evaluate.py measure `peers` on so many images of each test set, paths by name."""
+    """Let evaluate.py measure `peers` and the bundled weights on so many images of each test set, paths by name."""
     if sets and peers:  # without gdd, ddpm and fc-aide, nothing has steps
-        options = ["--model", "--sigma", "blind", "--max_pictures", str(num_images), "--output_dir", str(output_dir)]
+        options = f"--model gdd-small gdd-fast --steps 1 --sigma blind --max_pictures {num_images}".split()
         data = [argument for name, path in sets.items() for argument in ("--data", f"{name}:{path}")]
-        evaluate.main(evaluate.parse_args([*options, *data, "--compare", *peers]))
+        arguments = [*options, *data, "--compare", *peers, "--output_dir", str(output_dir)]
+        evaluate.main(evaluate.parse_args(arguments))
 
 
 def main(args: argparse.Namespace):
