@@ -32,7 +32,7 @@ gr = pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 from gdd_diffusers.app.demo.jobs import SEED, Jobs, Settings  # noqa: E402
 from gdd_diffusers.app.demo.page import MAX_MEGABYTES, build_page  # noqa: E402
-from gdd_diffusers.app.demo.server import OwnRequestsOnly, quiet  # noqa: E402
+from gdd_diffusers.app.demo.server import LateAnswers, OwnRequestsOnly, quiet  # noqa: E402
 
 
 pytestmark = pytest.mark.slow
@@ -598,6 +598,26 @@ def test_requests_that_the_page_would_not_send_print_nothing(model, tmp_path):
             with pytest.raises(gr.Error, match="does not send such requests|greater than maximum value 1") as error:
                 pool.submit(asyncio.run, page.process_api(fn, values)).result()
             assert not error.value.print_exception
+
+
+def test_an_event_is_answered_after_what_was_sent_before():
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start"})
+
+    async def ask(path):
+        async def send(message):
+            sent.append(path)
+
+        await LateAnswers(app)({"type": "http", "path": f"/gradio_api/queue/{path}"}, None, send)
+
+    async def ask_both():
+        await asyncio.gather(ask("join"), ask("data"))
+
+    with ThreadPoolExecutor(1) as pool:  # the browser of other tests keeps an event loop in this thread
+        pool.submit(asyncio.run, ask_both()).result()
+    assert sent == ["data", "join"]
 
 
 def test_folders_are_loaded_only_if_that_was_allowed(model, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Serve the page, and refuse requests that come from other sites."""
 
+import asyncio
 import errno
 import functools
 import os
@@ -24,6 +25,7 @@ from .page import FOLDER, MAX_MEGABYTES, THEME, build_page
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANSWER_DELAY = 0.05  # seconds
 
 
 def launch(
@@ -69,7 +71,8 @@ def launch(
             print(f"The page is at {url} and ends with Ctrl+C.", flush=True)
             if open_browser:
                 webbrowser.open(url)
-            config = uvicorn.Config(OwnRequestsOnly(app, host), log_level="critical", timeout_graceful_shutdown=1)
+            app = OwnRequestsOnly(LateAnswers(app), host)
+            config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
             with suppress(KeyboardInterrupt):
                 uvicorn.Server(config).run(sockets=[listener])
 
@@ -103,6 +106,28 @@ def quiet(page: gr.Blocks) -> gr.Blocks:
 
     page.process_api = process  # type: ignore[method-assign]
     return page
+
+
+class LateAnswers:
+    """
+    Answer the page's events a moment later.
+
+    The results of all events of a page come in one stream, whose end Gradio announces there when no event is left. A
+    browser that takes the answer to its next event before it reads that announcement waits for a result on a stream
+    that has ended.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_late(message):
+            if message["type"] == "http.response.start":
+                await asyncio.sleep(ANSWER_DELAY)
+            await send(message)
+
+        is_event = scope["type"] == "http" and scope["path"].endswith("/queue/join")
+        await self.app(scope, receive, send_late if is_event else send)
 
 
 class OwnRequestsOnly:
