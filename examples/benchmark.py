@@ -40,6 +40,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdd_diffusers import RealDenoisePipeline
+from gdd_diffusers.app.denoising import choose_device
 from gdd_diffusers.hub import markdown_table
 from gdd_diffusers.image_processor import pixels_to_tensor
 from gdd_diffusers.memory import keep_freed_memory
@@ -48,6 +49,7 @@ from gdd_diffusers.pipeline_real_denoise import DEFAULT_MODEL
 
 GDD = str(Path(sys.executable).parent / "gdd")
 PARTS = ("start", "network", "sizes", "folder", "peers")
+MATRIX_SIZE = {"cuda": 16384, "cpu": 4096}
 DENOISED_MEGAPIXELS = 12  # at least, of small images; the first one takes longer
 
 
@@ -55,7 +57,8 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=PARTS[:-1], choices=PARTS, help="All but peers by default.")
     parser.add_argument("--model", nargs="+", default=[DEFAULT_MODEL], help="Names, folders or Hub repos.")
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16"])
+    dtypes = ["auto", "float32", "bfloat16"]
+    parser.add_argument("--dtype", nargs="+", default=["auto"], choices=dtypes, help="auto: as `gdd denoise`.")
     parser.add_argument("--megapixels", type=int, nargs="+", default=[12], help="Image sizes, of network and sizes.")
     parser.add_argument("--num_images", type=int, default=24, help="In the folder.")
     parser.add_argument("--compare", nargs="+", default=["ffdnet", "wavelet", "nlm"], help="Peers, as in evaluate.py.")
@@ -104,7 +107,7 @@ def pipeline_against_network(pipes: dict[str, RealDenoisePipeline], sizes: list[
         for name, pipe in pipes.items():
             tile = tiles[name]
             with keep_freed_memory():  # as the pipeline does
-                matrix = torch.rand(*[16384 if on_gpu else 4096] * 2, dtype=pipe.unet.dtype, device=device)
+                matrix = torch.rand(*[MATRIX_SIZE[device.type]] * 2, dtype=pipe.unet.dtype, device=device)
                 product = seconds(lambda m=matrix: m @ m, repeat=4) / (2 * len(matrix) ** 3)
                 network = seconds(lambda pipe=pipe, tile=tile: pipe.unet(tile, timestep), repeat=4)
             times[name]["product"].append(product)
@@ -276,6 +279,7 @@ def main(args):
     on_gpu = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
     print(f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    args.dtype = [str(choose_device(dtype=name)[1]).removeprefix("torch.") for name in args.dtype]
     pipes = {}
     for model, dtype in itertools.product(args.model, args.dtype):
         pipe = RealDenoisePipeline.from_pretrained(model, dtype=getattr(torch, dtype))
