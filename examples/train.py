@@ -220,7 +220,6 @@ def main(args: argparse.Namespace):
 
     # 1. Model
     pipeline = build_pipeline(args)
-    pipeline.register_to_config(min_size=min(crop for crop, _ in args.crop_size))  # it will not know smaller images
     unet, scheduler = pipeline.unet, pipeline.scheduler
     teacher = load_teacher(args.teacher, scheduler).to(accelerator.device) if args.teacher else None
     if max(args.validation_inference_steps) > scheduler.config.num_train_timesteps:

@@ -49,13 +49,13 @@ def test_sample_gains_at_least_eight_decibels(bundled):
     assert psnr(bundled(noisy, output_type="pt").images, clean) > psnr(noisy, clean) + 8
 
 
-@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("size", [16, 32])
 def test_small_image_gains_as_much_as_a_large_one(bundled, size):
     noisy, clean = load("noisy"), load("clean")
     whole = bundled(noisy, output_type="pt").images
     crop = (..., slice(96, 96 + size), slice(64, 64 + size))
     denoised = bundled(noisy[crop], output_type="pt").images
-    assert psnr(denoised, clean[crop]) > psnr(whole[crop], clean[crop]) - 3  # it lacks what is around it
+    assert psnr(denoised, clean[crop]) > psnr(whole[crop], clean[crop]) - 1.5  # it lacks what is around it
 
 
 def test_clean_image_stays_clean(bundled):

@@ -342,8 +342,10 @@ def test_weights_that_training_makes_worse_are_not_the_best(whole, data, tmp_pat
 
 def test_bundled_weights_are_found_by_their_name(data, tmp_path):
     args = train.parse_args(arguments(data, tmp_path, pretrained_model="gdd-small"))
-    expected = RealDenoisePipeline.from_pretrained().unet.state_dict()
-    for name, tensor in train.build_pipeline(args).unet.state_dict().items():
+    pipeline, expected = train.build_pipeline(args), RealDenoisePipeline.from_pretrained()
+    assert pipeline.config.min_size == expected.config.min_size > 16  # not the smallest crops
+    expected = expected.unet.state_dict()
+    for name, tensor in pipeline.unet.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
     assert (args.learning_rate, train.parse_args(arguments(data, tmp_path)).learning_rate) == (2e-4, 1e-3)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure all trained rivals of a folder and BM3D: tables, curves, and a sheet of crops.
+"""Measure all trained rivals of a folder, the bundled weights and BM3D: tables, curves, and a sheet of crops.
 
     python examples/rivals/measure.py --rivals_dir rivals --data_dir data --output_dir out/rivals
 
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure(sets: dict[str, str], peers: list[str], num_images: int, output_dir: Path):
     """Let evaluate.py measure `peers` and the bundled weights on so many images of each test set, paths by name."""
-    if sets and peers:  # without gdd, ddpm and fc-aide, nothing has steps
+    if sets and peers:  # there may be no such set, or no trained rival with OPTIONS
         options = f"--model gdd-small gdd-fast --steps 1 --sigma blind --max_pictures {num_images}".split()
         data = [argument for name, path in sets.items() for argument in ("--data", f"{name}:{path}")]
         arguments = [*options, *data, "--compare", *peers, "--output_dir", str(output_dir)]

@@ -31,7 +31,8 @@ def build_pipeline(args) -> RealDenoisePipeline:
     except (AttributeError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not the configuration of a network: {error}") from error
     scheduler = InterpolationScheduler(prediction_type=args.prediction_type or "sample")
-    pipeline = RealDenoisePipeline(unet, scheduler, pixel_unshuffle=pixel_unshuffle)
+    min_size = min(crop for crop, _ in args.crop_size)  # it will not know smaller images
+    pipeline = RealDenoisePipeline(unet, scheduler, pixel_unshuffle=pixel_unshuffle, min_size=min_size)
     if unet.config.in_channels != 3 * pixel_unshuffle**2:
         raise ValueError(f"{file} is for grayscale images: training needs three times as many in_channels, for RGB.")
     return pipeline

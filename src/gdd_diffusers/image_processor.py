@@ -102,7 +102,7 @@ def prepare_latents(
     images: list[torch.Tensor], channels: int, size: tuple[int, int], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """
-    Make x_T of images of equal size: `[B, channels, *size]` in [-1, 1]. Mirror images continue them below and right.
+    Make x_T of images of equal size: `[B, channels, *size]` in [-1, 1], padded below and right by reflection.
 
     Raises:
         `ValueError`: If an image has colours and the network has not.

@@ -47,8 +47,8 @@ class RealDenoisePipeline(DiffusionPipeline):
         tile_overlap (`int`, defaults to 48):
             Pixels that neighbouring tiles share, at most half of `tile_size`. Half of it is discarded at each border.
         min_size (`int`, defaults to 1):
-            Shorter sides are continued by mirror images up to so many pixels, such as those of the crops that the
-            network was trained on: it need not know smaller images.
+            Shorter sides are padded by reflection to so many pixels, such as those of the crops that the network was
+            trained on: it need not know smaller images. The padding is cut off again.
 
     Example:
         ```py
@@ -214,7 +214,7 @@ class RealDenoisePipeline(DiffusionPipeline):
         return None if receptive_field is None else (receptive_field + 1) * self.config.pixel_unshuffle - 1
 
     def _padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of an image that mirror images continue to what the network can take and knows."""
+        """Return the size of an image once it is padded to what the network can take and knows."""
         multiple, min_size = self.spatial_multiple, self.config.min_size
         height, width = (-(-max(side, min_size) // multiple) * multiple for side in (height, width))
         return height, width
