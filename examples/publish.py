@@ -85,9 +85,10 @@ def before_and_after(pipe: RealDenoisePipeline, spec: str) -> Image.Image:
         name = f"simulated {preset}, ISO {iso}"
     versions = {name: noisy, "denoised": denoise_pixels(pipe, [noisy])[0]}
     if preset:
-        clean_tensor = pixels_to_tensor(clean[None])
-        decibels = [psnr(pixels_to_tensor(x[None]), clean_tensor).item() for x in versions.values()]
-        versions = {f"{name}: {db:.1f} dB": versions[name] for name, db in zip(versions, decibels, strict=True)}
+        truth = pixels_to_tensor(clean[None])
+        versions = {
+            f"{name}: {psnr(pixels_to_tensor(x[None]), truth).item():.1f} dB": x for name, x in versions.items()
+        }
         versions["clean"] = clean
     images = {name: Image.fromarray(for_display(x)) for name, x in versions.items()}
     height, width = noisy.shape[:2]
